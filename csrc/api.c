@@ -1,0 +1,166 @@
+/* The functions Python reaches: arguments are checked here, and the work is done elsewhere. */
+#include <math.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "base/threads.h"
+#include "model/forward.h"
+#include "ops/probability.h"
+#include "pyllm.h"
+
+enum { MOST_THREADS = 1024 };
+
+/* ---- weight types ----------------------------------------------------------------------------------------------- */
+
+int32_t pl_dequantize(const pl_source *source, float *out, pl_error *err) {
+    int32_t status = pl_source_check(source, err);
+    if (status != PL_OK) return status;
+    const pl_type *type = pl_type_row(source->type);
+    for (int64_t row = 0; row < source->rows; row++) type->dequantize_row(source, row, out + row * source->cols);
+    return PL_OK;
+}
+
+/* ---- kernels, one at a time ------------------------------------------------------------------------------------- */
+
+static int32_t find_kernels(const char *isa, const pl_kernels **out, pl_error *err) {
+    *out = pl_kernels_by_name(isa);
+    return *out ? PL_OK : pl_fail(err, PL_INVALID, "kernel level '%s' is unknown or not runnable here", isa);
+}
+
+int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x, int64_t n, int32_t planes, float *y,
+                       pl_error *err) {
+    const pl_kernels *kernels;
+    pl_matrix matrix = {0};
+    pl_act_buffer acts = {0};
+    int32_t status = find_kernels(isa, &kernels, err);
+    if (status == PL_OK && (n < 1 || planes < 1 || planes > 2)) {
+        status = pl_fail(err, PL_INVALID, "n is %lld and planes is %d", (long long)n, planes);
+    }
+    if (status == PL_OK) status = pl_matrix_pack(&matrix, source, NULL, NULL, 1, err);
+    if (status == PL_OK) status = pl_act_buffer_init(&acts, n, matrix.cols, planes, err);
+    if (status == PL_OK) {
+        for (int64_t i = 0; i < n; i++) {
+            memcpy(acts.f + i * acts.ld, x + i * matrix.cols, (size_t)matrix.cols * sizeof *x);
+            if (!pl_packings[matrix.packing].floats) pl_acts_quantize(kernels, &acts, i, matrix.cols);
+        }
+        pl_acts view = pl_acts_view(&acts, matrix.cols);
+        pl_matmul(kernels, &(pl_worker){0, 1, NULL}, &matrix, &view, n, &(pl_output){.base = y, .ld = matrix.rows});
+    }
+    pl_matrix_free(&matrix);
+    pl_act_buffer_free(&acts);
+    return status;
+}
+
+int32_t pl_vector_once(const char *isa, const char *kernel, const float *a, const float *b, int64_t n, float parameter,
+                       float *out, pl_error *err) {
+    const pl_kernels *kernels;
+    int32_t status = find_kernels(isa, &kernels, err);
+    if (status != PL_OK) return status;
+    if (n < 1 || n % 16 != 0) return pl_fail(err, PL_INVALID, "n is %lld; expected a multiple of 16", (long long)n);
+    if (strcmp(kernel, "rmsnorm") == 0) {
+        kernels->rmsnorm(a, b, n, parameter, out);
+    } else if (strcmp(kernel, "swiglu") == 0) {
+        kernels->swiglu(a, b, n, out);
+    } else if (strcmp(kernel, "softmax") == 0) {
+        memcpy(out, a, (size_t)n * sizeof *out);
+        out[n] = kernels->softmax(out, n, parameter, &out[n + 1]);
+    } else {
+        return pl_fail(err, PL_INVALID, "'%s' is none of rmsnorm, swiglu, softmax", kernel);
+    }
+    return PL_OK;
+}
+
+double pl_log_probability(const float *logits, int64_t vocab, int32_t token) {
+    return pl_log_softmax_at(pl_kernels_current(), logits, vocab, token);
+}
+
+/* ---- memory bandwidth ------------------------------------------------------------------------------------------- */
+
+typedef struct reading {
+    const uint64_t *words;
+    int64_t n;
+    uint64_t sums[MOST_THREADS];
+} reading;
+
+static void read_share(void *argument, const pl_worker *worker) {
+    reading *r = argument;
+    int64_t begin, end;
+    pl_share(worker, r->n, 8, &begin, &end);
+    uint64_t sum[8] = {0}; /* wide enough for the compiler to fill vectors with */
+    for (int64_t i = begin; i + 8 <= end; i += 8) {
+        __builtin_prefetch(r->words + i + 512);
+        for (int j = 0; j < 8; j++) sum[j] += r->words[i + j];
+    }
+    for (int j = 0; j < 8; j++) r->sums[worker->index] += sum[j];
+}
+
+double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32_t repeats) {
+    if (threads < 1 || threads > MOST_THREADS || repeats < 1) return 0;
+    reading r = {.words = data, .n = (int64_t)(nbytes / sizeof(uint64_t))};
+    double best = 0;
+    for (int32_t i = 0; i < repeats; i++) {
+        double start = pl_seconds();
+        pl_parallel(threads, read_share, &r);
+        double rate = (double)nbytes / (pl_seconds() - start);
+        best = rate > best ? rate : best;
+    }
+    return best;
+}
+
+/* ---- evaluation ------------------------------------------------------------------------------------------------- */
+
+static int32_t check_run(const pl_model *model, const pl_run *run, pl_error *err) {
+    const pl_session *s = run->session;
+    if (s == NULL || s->model != model) return pl_fail(err, PL_INVALID, "the session belongs to another model");
+    if (run->n < 1 || run->tokens == NULL) return pl_fail(err, PL_INVALID, "there are no tokens to evaluate");
+    if (run->n_logits < 0 || run->n_logits > run->n || (run->n_logits > 0 && run->logits == NULL)) {
+        return pl_fail(err, PL_INVALID, "%d logits of %lld tokens", run->n_logits, (long long)run->n);
+    }
+    if (run->n > s->context_length - s->position) {
+        return pl_fail(err, PL_CONTEXT, "%lld tokens at position %lld exceed the context of %lld", (long long)run->n,
+                       (long long)s->position, (long long)s->context_length);
+    }
+    for (int64_t i = 0; i < run->n; i++) {
+        if (run->tokens[i] >= 0 && run->tokens[i] < model->config.vocab_size) continue;
+        return pl_fail(err, PL_INVALID, "token id %d is out of range: the vocabulary has ids 0 to %d", run->tokens[i],
+                       model->config.vocab_size - 1);
+    }
+    return PL_OK;
+}
+
+static int32_t check_runs(const pl_model *model, const pl_run *runs, int32_t n_runs, pl_error *err) {
+    for (int32_t r = 0; r < n_runs; r++) {
+        int32_t status = check_run(model, &runs[r], err);
+        if (status != PL_OK) return status;
+        for (int32_t other = 0; other < r; other++) {
+            if (runs[other].session == runs[r].session) return pl_fail(err, PL_INVALID, "a session stands twice");
+        }
+    }
+    return PL_OK;
+}
+
+/* Small steps are done before a second thread has woken up. */
+static int32_t useful_threads(const pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads) {
+    const double worth_sharing = 4e6; /* bytes of weights times tokens */
+    double work = 0;
+    for (int32_t r = 0; r < n_runs; r++) work += (double)runs[r].n * (double)pl_model_token_bytes(model);
+    return work < worth_sharing ? 1 : threads;
+}
+
+int32_t pl_eval(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll, void *context,
+                pl_error *err) {
+    if (n_runs < 1 || threads < 1 || threads > MOST_THREADS) {
+        return pl_fail(err, PL_INVALID, "%d sequences on %d threads", n_runs, threads);
+    }
+    int32_t status = check_runs(model, runs, n_runs, err);
+    for (int32_t r = 0; r < n_runs && status == PL_OK; r++) {
+        pl_session *s = runs[r].session;
+        status = pl_pages_reserve(model, &s->table, s->position, s->position + runs[r].n, err);
+    }
+    if (status != PL_OK) return status;
+    threads = useful_threads(model, runs, n_runs, threads);
+    status = pl_forward(model, runs, n_runs, threads, poll, context, err);
+    for (int32_t r = 0; r < n_runs && status == PL_OK; r++) runs[r].session->position += runs[r].n;
+    return status;
+}

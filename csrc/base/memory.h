@@ -1,0 +1,16 @@
+/* Checked memory: sizes are multiplied with overflow checks, everything is 64-byte aligned and starts as zeros. */
+#ifndef PL_BASE_MEMORY_H
+#define PL_BASE_MEMORY_H
+
+#include <stddef.h>
+
+/* count * size zeroed bytes, aligned to a cache line; NULL if that overflows or cannot be had. Caller: pl_free. */
+void *pl_alloc(size_t count, size_t size);
+void pl_free(void *memory);
+
+/* The same for large, long-lived arrays: whole pages straight from the system, huge ones where it offers them, so
+ * that untouched memory costs nothing and freed memory goes back at once. Caller: pl_unmap with the same nbytes. */
+void *pl_map(size_t nbytes);
+void pl_unmap(void *memory, size_t nbytes);
+
+#endif

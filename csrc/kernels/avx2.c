@@ -1,0 +1,258 @@
+/* The AVX2 level: its table, and its kernels over vectors. Sixteen lanes are two vectors of 8, elements i % 16 < 8 in
+ * the first. See kernels.h for what each kernel keeps, scalar.c for the definitions. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+
+#include "base/math.h"
+#include "kernels/avx2.h"
+#include "kernels/target.h"
+
+PL_TARGET_BEGIN("avx2,fma,f16c")
+
+enum { LANES = 8 };
+
+/* ---- activations --------------------------------------------------------------------------------------------------- */
+
+PL_INLINE __m256i largest_of_eight(__m256i x) {
+    x = _mm256_max_epu32(x, _mm256_permute2x128_si256(x, x, 1));
+    x = _mm256_max_epu32(x, _mm256_shuffle_epi32(x, 0x4e));
+    return _mm256_max_epu32(x, _mm256_shuffle_epi32(x, 0xb1));
+}
+
+/* The largest |x| of 32 as bits: ordered like the numbers, with inf and NaN above all. */
+PL_INLINE uint32_t largest_magnitude(const __m256 x[4]) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256();
+    PL_UNROLL for (int i = 0; i < 4; i++) {
+        largest = _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(x[i]), magnitude));
+    }
+    return (uint32_t)_mm256_cvtsi256_si32(largest_of_eight(largest));
+}
+
+/* Round to nearest even for |x| < 2^22. */
+PL_INLINE __m256i round_to_int(__m256 x) {
+    const __m256 magic = _mm256_set1_ps(PL_EXP_ROUND);
+    return _mm256_sub_epi32(_mm256_castps_si256(_mm256_add_ps(x, magic)), _mm256_castps_si256(magic));
+}
+
+PL_INLINE int32_t sum_of_eight(__m256i x) {
+    x = _mm256_add_epi32(x, _mm256_permute2x128_si256(x, x, 1));
+    x = _mm256_add_epi32(x, _mm256_shuffle_epi32(x, 0x4e));
+    return _mm256_cvtsi256_si32(_mm256_add_epi32(x, _mm256_shuffle_epi32(x, 0xb1)));
+}
+
+/* 32 int16, as vpackssdw left them (by 128-bit lanes: 0 2 1 3, 4 6 5 7), to bytes in order. */
+PL_INLINE void store_bytes(int8_t *q, __m256i low, __m256i high) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+    _mm256_storeu_si256((__m256i *)q, bytes);
+}
+
+/* 32 values of x * inverse as integers, 256 high + low in two planes; returns their sum. */
+PL_INLINE int32_t quantize_block(const __m256 x[4], float inverse, int planes, int8_t *q, int8_t *q_low) {
+    __m256i a[4];
+    PL_UNROLL for (int i = 0; i < 4; i++) a[i] = round_to_int(_mm256_mul_ps(x[i], _mm256_set1_ps(inverse)));
+    __m256i first = _mm256_packs_epi32(a[0], a[1]), second = _mm256_packs_epi32(a[2], a[3]);
+    if (planes == 2) {
+        const __m256i half = _mm256_set1_epi16(128);
+        __m256i high1 = _mm256_srai_epi16(_mm256_add_epi16(first, half), 8);
+        __m256i high2 = _mm256_srai_epi16(_mm256_add_epi16(second, half), 8);
+        store_bytes(q_low, _mm256_sub_epi16(first, _mm256_slli_epi16(high1, 8)),
+                    _mm256_sub_epi16(second, _mm256_slli_epi16(high2, 8)));
+        store_bytes(q, high1, high2);
+    } else {
+        store_bytes(q, first, second);
+    }
+    return sum_of_eight(_mm256_add_epi32(_mm256_add_epi32(a[0], a[1]), _mm256_add_epi32(a[2], a[3])));
+}
+
+static void quantize_avx2(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset,
+                          int32_t *sum) {
+    const float steps = planes == 2 ? 32512.0f : 127.0f;
+    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += PL_BLOCK) {
+        __m256 v[4];
+        PL_UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + i * LANES);
+        uint32_t bits = largest_magnitude(v);
+        float largest = _mm256_cvtss_f32(_mm256_castsi256_ps(_mm256_set1_epi32((int32_t)bits)));
+        int finite = bits < 0x7f800000, zero = !finite || largest < 0x1p-100f;
+        if (zero) { /* inf * 0 is no zero */
+            PL_UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_setzero_ps();
+        }
+        sum[b] = quantize_block(v, zero ? 0.0f : steps / largest, planes, q, q + k);
+        scale[b] = !finite ? NAN : zero ? 0.0f : largest / steps;
+        offset[b] = scale[b] * (float)sum[b];
+    }
+}
+
+/* ---- sums over a vector -------------------------------------------------------------------------------------------- */
+
+/* Sixteen lanes folded 8, 4, 2, 1 apart. */
+PL_INLINE float fold(__m256 low, __m256 high) {
+    __m256 eight = _mm256_add_ps(low, high);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+static void rmsnorm_avx2(const float *x, const float *weight, int64_t n, float eps, float *out) {
+    int64_t n16 = (n + 15) / 16 * 16;
+    __m256 lane[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int64_t i = 0; i < n16; i += 2 * LANES) {
+        PL_UNROLL for (int j = 0; j < 2; j++) {
+            __m256 v = _mm256_loadu_ps(x + i + j * LANES);
+            lane[j] = _mm256_fmadd_ps(v, v, lane[j]);
+        }
+    }
+    __m256 inverse = _mm256_set1_ps(1.0f / sqrtf(fold(lane[0], lane[1]) / (float)n + eps));
+    for (int64_t i = 0; i < n16; i += LANES) {
+        __m256 scaled = _mm256_mul_ps(inverse, _mm256_loadu_ps(x + i));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_loadu_ps(weight + i), scaled));
+    }
+}
+
+/* pl_expf in each lane. */
+PL_INLINE __m256 exponential(__m256 x) {
+    const __m256 magic = _mm256_set1_ps(PL_EXP_ROUND), one = _mm256_set1_ps(1.0f);
+    __m256 shifted = _mm256_fmadd_ps(x, _mm256_set1_ps(PL_EXP_LOG2E), magic);
+    __m256 n = _mm256_sub_ps(shifted, magic);
+    __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-PL_EXP_LN2_HI), x);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-PL_EXP_LN2_LO), r);
+    __m256 p = _mm256_fmadd_ps(_mm256_set1_ps(PL_EXP_C6), r, _mm256_set1_ps(PL_EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(PL_EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(PL_EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(PL_EXP_C2));
+    __m256 y = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), one);
+    __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), power));
+    y = _mm256_blendv_ps(y, _mm256_set1_ps(INFINITY), _mm256_cmp_ps(x, _mm256_set1_ps(PL_EXP_MAX), _CMP_GT_OQ));
+    y = _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(PL_EXP_MIN), _CMP_LT_OQ), y);
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
+static void swiglu_avx2(const float *gate, const float *up, int64_t n16, float *out) {
+    const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+    for (int64_t i = 0; i < n16; i += LANES) {
+        __m256 g = _mm256_loadu_ps(gate + i);
+        __m256 below = _mm256_add_ps(one, exponential(_mm256_xor_ps(g, sign)));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_div_ps(g, below), _mm256_loadu_ps(up + i)));
+    }
+}
+
+PL_INLINE __m256 larger(__m256 a, __m256 b) { return _mm256_max_ps(a, b); /* b where one is NaN, as `a > b ? a : b` */ }
+
+/* s *= scale; the largest s. */
+PL_INLINE float scale_and_find_max(float *s, int64_t n16, float scale) {
+    __m256 largest[2] = {_mm256_set1_ps(-INFINITY), _mm256_set1_ps(-INFINITY)};
+    for (int64_t i = 0; i < n16; i += 2 * LANES) {
+        PL_UNROLL for (int j = 0; j < 2; j++) {
+            __m256 v = _mm256_mul_ps(_mm256_loadu_ps(s + i + j * LANES), _mm256_set1_ps(scale));
+            _mm256_storeu_ps(s + i + j * LANES, v);
+            largest[j] = larger(v, largest[j]);
+        }
+    }
+    __m256 m = _mm256_max_ps(largest[0], largest[1]);
+    m = _mm256_max_ps(m, _mm256_permute2f128_ps(m, m, 1));
+    m = _mm256_max_ps(m, _mm256_permute_ps(m, 0x4e));
+    return _mm256_cvtss_f32(_mm256_max_ps(m, _mm256_permute_ps(m, 0xb1)));
+}
+
+static float softmax_avx2(float *s, int64_t n16, float scale, float *max) {
+    float largest = scale_and_find_max(s, n16, scale);
+    for (int64_t i = 0; largest == 0; i++) { /* of zeros with both signs the first, as in one chain of comparisons */
+        if (s[i] != 0) continue;
+        largest = s[i];
+        break;
+    }
+    __m256 lane[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int64_t i = 0; i < n16; i += 2 * LANES) {
+        PL_UNROLL for (int j = 0; j < 2; j++) {
+            __m256 v = exponential(_mm256_sub_ps(_mm256_loadu_ps(s + i + j * LANES), _mm256_set1_ps(largest)));
+            _mm256_storeu_ps(s + i + j * LANES, v);
+            lane[j] = _mm256_add_ps(lane[j], v);
+        }
+    }
+    *max = largest;
+    return fold(lane[0], lane[1]);
+}
+
+/* ---- attention's weighted values ----------------------------------------------------------------------------------- */
+
+PL_INLINE __m256 value_at(int is_f16, const void *value, int64_t i) {
+    if (!is_f16) return _mm256_loadu_ps((const float *)value + i);
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)value + i)));
+}
+
+/* `heads` heads times `vectors` vectors from dimension d on, the sums in registers over all tokens. */
+PL_INLINE void weigh_tile(int is_f16, int heads, int vectors, const void *value, int64_t tokens, int64_t d16,
+                          const float *p, int64_t ldp, float *out, int64_t d) {
+    __m256 sum[4][8];
+    PL_UNROLL for (int h = 0; h < heads; h++) {
+        PL_UNROLL for (int i = 0; i < vectors; i++) sum[h][i] = _mm256_loadu_ps(out + h * d16 + d + i * LANES);
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        PL_UNROLL for (int i = 0; i < vectors; i++) {
+            __m256 v = value_at(is_f16, value, t * d16 + d + i * LANES);
+            PL_UNROLL for (int h = 0; h < heads; h++) {
+                sum[h][i] = _mm256_fmadd_ps(_mm256_broadcast_ss(p + h * ldp + t), v, sum[h][i]);
+            }
+        }
+    }
+    PL_UNROLL for (int h = 0; h < heads; h++) {
+        PL_UNROLL for (int i = 0; i < vectors; i++) _mm256_storeu_ps(out + h * d16 + d + i * LANES, sum[h][i]);
+    }
+}
+
+/* All dimensions of some heads: 8 / heads vectors at a time, then what is left of them by two. */
+PL_INLINE void weigh_heads(int is_f16, int heads, const void *value, int64_t tokens, int64_t d16, const float *p,
+                           int64_t ldp, float *out) {
+    const int vectors = 8 / heads;
+    int64_t d = 0;
+    for (; d + vectors * LANES <= d16; d += vectors * LANES) {
+        weigh_tile(is_f16, heads, vectors, value, tokens, d16, p, ldp, out, d);
+    }
+    for (; d < d16; d += 2 * LANES) weigh_tile(is_f16, heads, 2, value, tokens, d16, p, ldp, out, d);
+}
+
+PL_INLINE void weigh(int is_f16, const void *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp,
+                     int64_t heads, float *out) {
+    int64_t h = 0;
+    for (; h + 4 <= heads; h += 4) weigh_heads(is_f16, 4, value, tokens, d16, p + h * ldp, ldp, out + h * d16);
+    if (h + 2 <= heads) weigh_heads(is_f16, 2, value, tokens, d16, p + h * ldp, ldp, out + h * d16), h += 2;
+    if (h < heads) weigh_heads(is_f16, 1, value, tokens, d16, p + h * ldp, ldp, out + h * d16);
+}
+
+static void weigh_f16_avx2(const uint16_t *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp,
+                           int64_t heads, float *out) {
+    weigh(1, value, tokens, d16, p, ldp, heads, out);
+}
+
+static void weigh_f32_avx2(const float *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
+                           float *out) {
+    weigh(0, value, tokens, d16, p, ldp, heads, out);
+}
+
+PL_TARGET_END
+
+const pl_kernels pl_kernels_avx2 = {
+    .name = "avx2",
+    .matmul = {[PL_PACK_F32] = pl_avx2_matmul_f32,
+               [PL_PACK_F16] = pl_avx2_matmul_f16,
+               [PL_PACK_BF16] = pl_avx2_matmul_bf16,
+               [PL_PACK_Q8] = pl_avx2_matmul_q8,
+               [PL_PACK_Q8F] = pl_avx2_matmul_q8f,
+               [PL_PACK_Q4] = pl_avx2_matmul_q4,
+               [PL_PACK_Q4M] = pl_avx2_matmul_q4m,
+               [PL_PACK_Q5] = pl_avx2_matmul_q5,
+               [PL_PACK_Q5M] = pl_avx2_matmul_q5m,
+               [PL_PACK_Q4K] = pl_avx2_matmul_q4k,
+               [PL_PACK_Q5K] = pl_avx2_matmul_q5k,
+               [PL_PACK_Q6K] = pl_avx2_matmul_q6k},
+    .quantize = quantize_avx2,
+    .rmsnorm = rmsnorm_avx2,
+    .swiglu = swiglu_avx2,
+    .softmax = softmax_avx2,
+    .weigh_f16 = weigh_f16_avx2,
+    .weigh_f32 = weigh_f32_avx2,
+};
+#endif

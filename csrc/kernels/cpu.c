@@ -1,0 +1,56 @@
+#include "kernels/cpu.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <stdint.h>
+
+/* Which register files the operating system saves on a task switch: a CPU's own word is not enough. */
+static uint64_t saved_state(void) {
+    uint32_t eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE)) return 0;
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+int pl_cpu_has_avx2(void) {
+    const uint64_t ymm = 0x6;
+    const uint32_t fma_f16c_avx = bit_FMA | bit_F16C | bit_AVX;
+    uint32_t eax, ebx, ecx, edx;
+    if ((saved_state() & ymm) != ymm) return 0;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & fma_f16c_avx) != fma_f16c_avx) return 0;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx & bit_AVX2);
+}
+
+int pl_cpu_has_avx512(void) {
+    const uint64_t zmm = 0xe6;
+    const uint32_t f_bw_dq_vl = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    uint32_t eax, ebx, ecx, edx;
+    if (!pl_cpu_has_avx2() || (saved_state() & zmm) != zmm) return 0;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return 0;
+    return (ebx & f_bw_dq_vl) == f_bw_dq_vl && (ecx & bit_AVX512VNNI);
+}
+#else
+int pl_cpu_has_avx2(void) { return 0; }
+int pl_cpu_has_avx512(void) { return 0; }
+#endif
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+int pl_cpu_has_dotprod(void) {
+    const unsigned long asimddp = 1ul << 20; /* of AT_HWCAP, as the kernel's asm/hwcap.h has it */
+    return (getauxval(AT_HWCAP) & asimddp) != 0;
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <stddef.h>
+#include <sys/sysctl.h>
+
+int pl_cpu_has_dotprod(void) {
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0) == 0 && has;
+}
+#else
+int pl_cpu_has_dotprod(void) { return 0; }
+#endif

@@ -1,0 +1,87 @@
+/* The table of kernels: everything that is worth a SIMD path, and nothing that knows of threads, models or files.
+ *
+ * scalar.c is complete: it is the definition of each operation, the fallback, and the oracle of the tests. Every other
+ * level gives the same bits (law 1). That holds because
+ *   - a SIMD lane is an output row, so each row's sum is one chain in one order whatever the vector width;
+ *   - integer sums are exact;
+ *   - sums over a vector run in 16 lanes, element i in lane i % 16, folded 8, 4, 2, 1 apart;
+ *   - every fused multiply-add is written as one, and nothing else is fused.
+ *
+ * Padding: lengths of fp32 vectors marked n16 are multiples of 16; the caller pads with zeros. */
+#ifndef PL_KERNELS_H
+#define PL_KERNELS_H
+
+#include <stdint.h>
+
+#include "quant/strips.h"
+
+/* Activations: what a weight matrix is multiplied with. Columns are tokens (or heads). Float packings read f, the
+ * others the quantised form: per 32 values x ~ scale * a, where a is an int16 in two bytes, a = 256 high + low
+ * (planes == 2, precision "high"), or one int8 (planes == 1, "fast"). */
+typedef struct pl_acts {
+    const float *f;      /* column c at f + c * ld; k of it, then readable zeros (or zero weights) up to 4 */
+    int64_t ld;
+    const int8_t *q;     /* (n, planes, k): high bytes, then low */
+    const float *scale;  /* (n, k / 32) */
+    const float *offset; /* (n, k / 32): scale * sum, what a weight's minimum is multiplied with */
+    const int32_t *sum;  /* (n, k / 32): sum of a */
+    int64_t k;
+    int32_t planes;
+} pl_acts;
+
+/* y[c * ldy + row] = sum_k strip[row][k] x[first + c][k] for 16 rows and n columns.
+ *
+ *   float:      chain j < 4:  s_j = fma(w[k], x[k], s_j) over k = j, j + 4, ...;  y = (s_0 + s_1) + (s_2 + s_3)
+ *   quantised:  per 32 k:     y = fma((float)S, scale_w * scale_x, y), S = sum code * a exactly in int32
+ *               then, with a minimum:  y = fma(minimum, offset, y)
+ *               Q6_K:         two such steps per 32 k, one for each 16 */
+typedef void pl_matmul_fn(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy);
+
+typedef struct pl_kernels {
+    const char *name;
+    pl_matmul_fn *matmul[PL_PACK_COUNT];
+
+    /* One column x (k), k a multiple of 32, into its quantised form. Per 32: m = max |x|; a = round to even of
+     * x * (32512 / m) (one plane: 127 / m), scale = m / 32512. A block below 2^-100 is zero; one that holds a
+     * non-finite value gets scale NaN and zeros. q (planes, k); scale, offset, sum (k / 32). */
+    void (*quantize)(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset, int32_t *sum);
+
+    /* out = weight * (x / sqrt(mean x^2 + eps)); n the true length, all vectors padded to n16. */
+    void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+
+    /* out = gate / (1 + exp(-gate)) * up, (n16) */
+    void (*swiglu)(const float *gate, const float *up, int64_t n16, float *out);
+
+    /* s = exp(s * scale - m) in place, m = max(s * scale) in *max; returns the sum. s (n16), padded with -inf. */
+    float (*softmax)(float *s, int64_t n16, float scale, float *max);
+
+    /* out[h][d] = fma(p[h][t], value[t][d], out[h][d]) for t in order. value (tokens, d16) f16 or f32,
+     * p (heads, ldp), out (heads, d16). */
+    void (*weigh_f16)(const uint16_t *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
+                      float *out);
+    void (*weigh_f32)(const float *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
+                      float *out);
+} pl_kernels;
+
+extern const pl_kernels pl_kernels_scalar;
+#if defined(__x86_64__)
+extern const pl_kernels pl_kernels_avx2;   /* needs AVX2, FMA, F16C */
+extern const pl_kernels pl_kernels_avx512; /* needs AVX-512 F, BW, DQ, VL, VNNI, and all of AVX2's */
+#endif
+#if defined(__aarch64__)
+extern const pl_kernels pl_kernels_neon;    /* what every aarch64 processor has */
+extern const pl_kernels pl_kernels_dotprod; /* needs sdot: Armv8.2's dot product extension */
+#endif
+
+/* The table in use; a caller keeps the pointer for the whole of one evaluation. */
+const pl_kernels *pl_kernels_current(void);
+const pl_kernels *pl_kernels_by_name(const char *name); /* NULL if unknown or not runnable here */
+
+/* Row `row` of a strip as the values it means, out (k). Equal to the type's dequantize_row. */
+void pl_strip_row(pl_packing packing, const void *strip, int64_t k, int32_t row, float *out);
+
+/* Kernels that are exact or elementwise, and that the compiler vectorises well from plain C. */
+void pl_add(float *x, const float *y, int64_t n);                          /* x += y */
+void pl_rope(float *x, const float *cos_sin, int32_t dims);                /* rotate pairs (i, i + dims / 2); (dims / 2, 2) */
+
+#endif

@@ -1,0 +1,28 @@
+/* How a kernel file raises its own instruction set: everything between PL_TARGET_BEGIN("avx2,fma") and PL_TARGET_END is
+ * compiled for it, whatever the flags of the build, so one library holds all levels and starts on any CPU.
+ *
+ * Rules: include <immintrin.h> and our headers before the region; one region a file; no OpenMP inside (its outlined
+ * functions take the target along, and Clang refuses them); no test of __AVX2__ and the like, which Clang leaves
+ * undefined inside a region. */
+#ifndef PL_KERNELS_TARGET_H
+#define PL_KERNELS_TARGET_H
+
+#define PL_PRAGMA(text) _Pragma(#text)
+
+#if defined(__clang__)
+#define PL_TARGET_BEGIN(features) PL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define PL_TARGET_END PL_PRAGMA(clang attribute pop)
+#define PL_UNROLL PL_PRAGMA(clang loop unroll(full))
+#else
+#define PL_TARGET_BEGIN(features) PL_PRAGMA(GCC push_options) PL_PRAGMA(GCC target(features))
+#define PL_TARGET_END PL_PRAGMA(GCC pop_options)
+#define PL_UNROLL PL_PRAGMA(GCC unroll 64)
+#endif
+
+/* Templates: functions whose constant arguments make one instance each. */
+#define PL_INLINE static inline __attribute__((always_inline))
+
+/* PL_UNROLL stands before a loop with a small constant count: an array of vectors indexed by the loop's variable lives
+ * in registers only when the loop is gone before the compiler splits arrays. */
+
+#endif

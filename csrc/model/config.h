@@ -1,0 +1,9 @@
+#ifndef PL_MODEL_CONFIG_H
+#define PL_MODEL_CONFIG_H
+
+#include "pyllm.h"
+
+/* Checks every field against its range and the others; names the first that does not fit. */
+int32_t pl_config_check(const pl_config *config, pl_error *err);
+
+#endif

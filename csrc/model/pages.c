@@ -1,0 +1,82 @@
+#include "model/pages.h"
+
+#include <string.h>
+
+#include "base/error.h"
+#include "base/memory.h"
+
+/* A page's count of owners lies one cache line before its bytes. */
+enum { HEADER = 64 };
+
+static atomic_int *owners(uint8_t *page) { return (atomic_int *)(void *)(page - HEADER); }
+
+static uint8_t *page_new(pl_model *m) {
+    uint8_t *memory = pl_map(m->kv.page_bytes + HEADER);
+    if (memory == NULL) return NULL;
+    atomic_init(owners(memory + HEADER), 1);
+    atomic_fetch_add(&m->pages, 1);
+    return memory + HEADER;
+}
+
+static void page_release(pl_model *m, uint8_t *page) {
+    if (atomic_fetch_sub(owners(page), 1) != 1) return;
+    pl_unmap(page - HEADER, m->kv.page_bytes + HEADER);
+    atomic_fetch_sub(&m->pages, 1);
+}
+
+static int32_t grow(pl_page_table *t, int64_t n, pl_error *err) {
+    if (n <= t->capacity) return PL_OK;
+    int64_t capacity = n > 2 * t->capacity ? n : 2 * t->capacity;
+    uint8_t **pages = pl_alloc((size_t)capacity, sizeof *pages);
+    if (pages == NULL) return pl_fail(err, PL_MEMORY, "no memory for a table of %lld KV pages", (long long)capacity);
+    if (t->n > 0) memcpy(pages, t->pages, (size_t)t->n * sizeof *pages);
+    pl_free(t->pages);
+    t->pages = pages;
+    t->capacity = capacity;
+    return PL_OK;
+}
+
+/* The page for writing: a copy where others own it too. */
+static uint8_t *page_own(pl_model *m, uint8_t *page) {
+    if (atomic_load(owners(page)) == 1) return page;
+    uint8_t *copy = page_new(m);
+    if (copy == NULL) return NULL;
+    memcpy(copy, page, m->kv.page_bytes);
+    page_release(m, page);
+    return copy;
+}
+
+int32_t pl_pages_reserve(pl_model *m, pl_page_table *t, int64_t begin, int64_t end, pl_error *err) {
+    int64_t n = (end + PL_PAGE - 1) / PL_PAGE;
+    int32_t status = grow(t, n, err);
+    if (status != PL_OK) return status;
+    for (int64_t i = begin / PL_PAGE; i < n; i++) {
+        uint8_t *page = i < t->n ? page_own(m, t->pages[i]) : page_new(m);
+        if (page == NULL) return pl_fail(err, PL_MEMORY, "no memory for a KV page of %zu bytes", m->kv.page_bytes);
+        t->pages[i] = page;
+        if (i >= t->n) t->n = i + 1;
+    }
+    return PL_OK;
+}
+
+void pl_pages_truncate(pl_model *m, pl_page_table *t, int64_t end) {
+    int64_t n = (end + PL_PAGE - 1) / PL_PAGE;
+    while (t->n > n) page_release(m, t->pages[--t->n]);
+}
+
+int32_t pl_pages_share(const pl_page_table *from, pl_page_table *to, pl_error *err) {
+    int32_t status = grow(to, from->n, err);
+    if (status != PL_OK) return status;
+    for (int64_t i = 0; i < from->n; i++) {
+        atomic_fetch_add(owners(from->pages[i]), 1);
+        to->pages[i] = from->pages[i];
+    }
+    to->n = from->n;
+    return PL_OK;
+}
+
+void pl_pages_free(pl_model *m, pl_page_table *t) {
+    pl_pages_truncate(m, t, 0);
+    pl_free(t->pages);
+    *t = (pl_page_table){0};
+}

@@ -1,0 +1,131 @@
+#include "ops/matmul.h"
+
+#include <string.h>
+
+#include "base/error.h"
+#include "base/memory.h"
+
+/* ---- packing ---------------------------------------------------------------------------------------------------- */
+
+typedef struct pack_job {
+    const pl_source *source;
+    pl_matrix *out;
+    pl_row_order order;
+    const void *context;
+    float *scratch; /* (threads, cols) */
+} pack_job;
+
+static void pack_share(void *argument, const pl_worker *worker) {
+    const pack_job *job = argument;
+    int64_t begin, end, strip_bytes = pl_strip_bytes(job->out->packing, job->out->cols);
+    pl_share(worker, job->out->rows, PL_STRIP, &begin, &end);
+    for (int64_t row = begin; row < end; row++) {
+        int64_t from = job->order ? job->order(job->context, row) : row;
+        pl_source_pack_row(job->source, from, job->out->strips + row / PL_STRIP * strip_bytes, row % PL_STRIP,
+                           job->scratch + worker->index * job->out->cols);
+    }
+}
+
+int32_t pl_matrix_pack(pl_matrix *out, const pl_source *source, pl_row_order order, const void *context,
+                       int32_t threads, pl_error *err) {
+    int32_t status = pl_source_check(source, err);
+    if (status != PL_OK) return status;
+    pl_matrix matrix = {.packing = pl_source_packing(source), .rows = source->rows, .cols = source->cols};
+    int64_t strips = (matrix.rows + PL_STRIP - 1) / PL_STRIP;
+    matrix.nbytes = (size_t)strips * (size_t)pl_strip_bytes(matrix.packing, matrix.cols);
+    matrix.strips = pl_map(matrix.nbytes);
+    float *scratch = pl_alloc((size_t)threads * (size_t)matrix.cols, sizeof(float));
+    if (matrix.strips == NULL || scratch == NULL) {
+        pl_matrix_free(&matrix);
+        pl_free(scratch);
+        return pl_fail(err, PL_MEMORY, "no memory to pack a (%lld, %lld) matrix: %zu bytes", (long long)matrix.rows,
+                       (long long)matrix.cols, matrix.nbytes);
+    }
+    pack_job job = {source, &matrix, order, context, scratch};
+    pl_parallel(threads, pack_share, &job);
+    pl_free(scratch);
+    *out = matrix;
+    return PL_OK;
+}
+
+void pl_matrix_free(pl_matrix *matrix) {
+    pl_unmap(matrix->strips, matrix->nbytes);
+    *matrix = (pl_matrix){0};
+}
+
+void pl_matrix_row(const pl_matrix *m, int64_t row, float *out) {
+    const uint8_t *strip = m->strips + row / PL_STRIP * pl_strip_bytes(m->packing, m->cols);
+    pl_strip_row(m->packing, strip, m->cols, (int32_t)(row % PL_STRIP), out);
+}
+
+/* ---- activations ------------------------------------------------------------------------------------------------ */
+
+int32_t pl_act_buffer_init(pl_act_buffer *b, int64_t n, int64_t widest, int32_t planes, pl_error *err) {
+    size_t ld = (size_t)pl_pad(widest), tokens = (size_t)n, blocks = ld / PL_BLOCK + 1;
+    *b = (pl_act_buffer){.ld = (int64_t)ld, .planes = planes};
+    b->f = pl_alloc(tokens * ld, sizeof *b->f);
+    b->q = pl_alloc(tokens * ld, (size_t)planes);
+    b->scale = pl_alloc(tokens * blocks, sizeof *b->scale);
+    b->offset = pl_alloc(tokens * blocks, sizeof *b->offset);
+    b->sum = pl_alloc(tokens * blocks, sizeof *b->sum);
+    if (b->f && b->q && b->scale && b->offset && b->sum) return PL_OK;
+    pl_act_buffer_free(b);
+    return pl_fail(err, PL_MEMORY, "no memory for the activations of %lld tokens of width %lld", (long long)n,
+                   (long long)widest);
+}
+
+void pl_act_buffer_free(pl_act_buffer *b) {
+    pl_free(b->f);
+    pl_free(b->q);
+    pl_free(b->scale);
+    pl_free(b->offset);
+    pl_free(b->sum);
+    *b = (pl_act_buffer){0};
+}
+
+void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *b, int64_t c, int64_t k) {
+    int64_t i = c * (k / PL_BLOCK);
+    kernels->quantize(b->f + c * b->ld, k, b->planes, b->q + c * b->planes * k, b->scale + i, b->offset + i,
+                      b->sum + i);
+}
+
+pl_acts pl_acts_view(const pl_act_buffer *b, int64_t k) {
+    return (pl_acts){b->f, b->ld, b->q, b->scale, b->offset, b->sum, k, b->planes};
+}
+
+/* ---- products --------------------------------------------------------------------------------------------------- */
+
+/* Columns per pass over the strips: their activations should stay in the L2 cache beside a strip. */
+enum { COLUMNS_PER_PASS = 96, PASS_BYTES = 256 * 1024 };
+
+static int64_t columns_per_pass(const pl_matrix *w, const pl_acts *x) {
+    int64_t bytes = pl_packings[w->packing].floats ? 4 * x->k : x->planes * x->k;
+    int64_t columns = PASS_BYTES / bytes;
+    return columns < 8 ? 8 : columns > COLUMNS_PER_PASS ? COLUMNS_PER_PASS : columns;
+}
+
+static void deliver(const float *tile, int64_t first, int64_t n, int64_t row, int64_t rows, const pl_output *y) {
+    for (int64_t c = 0; c < n; c++) {
+        float *to = (y->columns ? y->columns[first + c] : y->base + (first + c) * y->ld) + row;
+        if (y->add) {
+            pl_add(to, tile + c * PL_STRIP, rows);
+        } else {
+            memcpy(to, tile + c * PL_STRIP, (size_t)rows * sizeof *to);
+        }
+    }
+}
+
+void pl_matmul(const pl_kernels *kernels, const pl_worker *worker, const pl_matrix *w, const pl_acts *x, int64_t n,
+               const pl_output *y) {
+    int64_t begin, end, strip_bytes = pl_strip_bytes(w->packing, w->cols), step = columns_per_pass(w, x);
+    pl_share(worker, w->rows, PL_STRIP, &begin, &end);
+    float tile[COLUMNS_PER_PASS * PL_STRIP];
+    for (int64_t c = 0; c < n; c += step) {
+        int64_t columns = n - c < step ? n - c : step;
+        for (int64_t row = begin; row < end; row += PL_STRIP) {
+            const uint8_t *strip = w->strips + row / PL_STRIP * strip_bytes;
+            kernels->matmul[w->packing](strip, x, c, columns, tile, PL_STRIP);
+            deliver(tile, c, columns, row, end - row < PL_STRIP ? end - row : PL_STRIP, y);
+        }
+    }
+}

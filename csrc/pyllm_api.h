@@ -1,0 +1,207 @@
+/* The boundary of the C library. Declarations only: this text is both the body of pyllm.h and the cdef() given to
+ * cffi, so the two cannot drift. Python reaches nothing else.
+ *
+ * Contract. Every function that can fail returns a pl_status and, on failure, writes one sentence into *err, which
+ * the caller owns and may not be NULL. Nothing here exits, prints, or touches file descriptors, environment, signal
+ * or floating-point state. Shapes stand beside pointers; matrices are row-major, W is (rows, cols) and y = W x.
+ * A pl_model is frozen after pl_model_finish: any number of threads may use it at once. A pl_session is one mutable
+ * timeline: one thread at a time (the caller's lock keeps that). */
+
+/* ---- errors ---------------------------------------------------------------------------------------------------- */
+
+typedef enum pl_status {
+    PL_OK = 0,
+    PL_INVALID = 1,     /* an argument is out of its range                        -> ValueError             */
+    PL_FORMAT = 2,      /* the file's tensors do not fit together                 -> ModelFormatError       */
+    PL_UNSUPPORTED = 3, /* well-formed, but this library cannot run it            -> UnsupportedModelError  */
+    PL_MEMORY = 4,      /* an allocation failed                                   -> OutOfMemoryError       */
+    PL_CONTEXT = 5,     /* the session's context length is exceeded               -> ContextLengthError     */
+    PL_INTERRUPTED = 6, /* the poll callback asked to stop; the session is as it was before the call        */
+} pl_status;
+
+typedef struct pl_error {
+    int32_t status;
+    char message[252];
+} pl_error;
+
+/* ---- the machine ----------------------------------------------------------------------------------------------- */
+
+/* Names of the kernel levels this machine can run, best first ("avx512", "avx2", "scalar"; NULL past the end). */
+const char *pl_isa_name(int32_t index);
+/* The level in use. It starts at the best one; selecting is for tests and PYLLM_ISA, and takes effect for the
+ * evaluations that start after it. Every level gives the same bits. */
+const char *pl_isa_current(void);
+int32_t pl_isa_select(const char *name, pl_error *err);
+
+/* Reads nbytes at data with `threads` threads; the best of `repeats` rates, in bytes per second. */
+double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32_t repeats);
+
+/* ---- weight types ---------------------------------------------------------------------------------------------- */
+
+/* One row of the table of weight types. Ids are GGUF's; those of PL_TYPE_PRIVATE and above are pyllm's own. */
+typedef struct pl_type_info {
+    int32_t id;
+    const char *name;       /* "Q4_K" */
+    int32_t block_elements; /* consecutive weights of one row that share a block; 1 for float types */
+    int32_t block_bytes;
+} pl_type_info;
+
+enum {
+    PL_TYPE_F32 = 0,
+    PL_TYPE_F16 = 1,
+    PL_TYPE_Q4_0 = 2,
+    PL_TYPE_Q4_1 = 3,
+    PL_TYPE_Q5_0 = 6,
+    PL_TYPE_Q5_1 = 7,
+    PL_TYPE_Q8_0 = 8,
+    PL_TYPE_Q4_K = 12,
+    PL_TYPE_Q5_K = 13,
+    PL_TYPE_Q6_K = 14,
+    PL_TYPE_BF16 = 30,
+    PL_TYPE_LLAMA2C_Q8 = 1000, /* llama2.c v2: int8[n] then fp32 scales[n / group], groups run over the flat tensor */
+};
+
+const pl_type_info *pl_type_at(int32_t index); /* NULL past the end */
+const pl_type_info *pl_type_find(int32_t id);  /* NULL if unknown */
+
+/* A matrix as it lies in a file. `group` is 0 except for PL_TYPE_LLAMA2C_Q8. data needs no alignment. */
+typedef struct pl_source {
+    int32_t type;
+    int64_t rows, cols;
+    int64_t group;
+    const void *data;
+    size_t nbytes;
+} pl_source;
+
+/* The reference dequantiser: out (rows, cols) fp32, the values the file means. */
+int32_t pl_dequantize(const pl_source *source, float *out, pl_error *err);
+
+/* One matrix product through the kernels of one level, for tests and benchmarks: packs `source`, prepares x as the
+ * forward pass would (planes: 2 for precision "high", 1 for "fast"), and computes y = x W^T.
+ * x (n, cols), y (n, rows) fp32. */
+int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x, int64_t n, int32_t planes, float *y,
+                       pl_error *err);
+
+/* One vector kernel of one level, for tests. kernel: "rmsnorm" (b: weights, parameter: eps), "swiglu" (a: gate, b: up),
+ * "softmax" (parameter: scale; out (n + 2) ends with the sum and the maximum). a, b, out (n), n a multiple of 16. */
+int32_t pl_vector_once(const char *isa, const char *kernel, const float *a, const float *b, int64_t n, float parameter,
+                       float *out, pl_error *err);
+
+/* ---- the model ------------------------------------------------------------------------------------------------- */
+
+/* Orthogonal switches, no family names. Every field is checked by pl_model_new. */
+typedef struct pl_config {
+    int32_t dim;            /* width of the residual stream */
+    int32_t hidden_dim;     /* width of the feed-forward layer */
+    int32_t n_layers;
+    int32_t n_heads;        /* query heads; a multiple of n_kv_heads */
+    int32_t n_kv_heads;
+    int32_t head_dim;       /* even */
+    int32_t vocab_size;
+    int32_t context_length; /* positions the model was made for */
+    float norm_eps;
+    float rope_base;          /* theta */
+    int32_t rope_dims;        /* leading dimensions of a head that rotate; even, at most head_dim */
+    int32_t rope_interleaved; /* 1: the file pairs dimensions (2i, 2i+1); 0: (i, i + rope_dims / 2) */
+    int32_t planes;           /* 2: precision "high" (16-bit activations); 1: "fast" (8-bit) */
+    int32_t kv_type;          /* PL_TYPE_F16 or PL_TYPE_F32 */
+} pl_config;
+
+/* Places a tensor can be bound to. Vectors are (1, n). The order is the order of the forward pass. */
+enum {
+    PL_SLOT_EMBEDDING = 0,    /* (vocab, dim) */
+    PL_SLOT_ATTENTION_NORM,   /* (dim), per layer */
+    PL_SLOT_WQ,               /* (n_heads * head_dim, dim), per layer */
+    PL_SLOT_WK,               /* (n_kv_heads * head_dim, dim), per layer */
+    PL_SLOT_WV,               /* (n_kv_heads * head_dim, dim), per layer */
+    PL_SLOT_WO,               /* (dim, n_heads * head_dim), per layer */
+    PL_SLOT_FFN_NORM,         /* (dim), per layer */
+    PL_SLOT_GATE,             /* (hidden, dim), per layer; llama2.c's w1 */
+    PL_SLOT_UP,               /* (hidden, dim), per layer; w3 */
+    PL_SLOT_DOWN,             /* (dim, hidden), per layer; w2 */
+    PL_SLOT_FINAL_NORM,       /* (dim) */
+    PL_SLOT_HEAD,             /* (vocab, dim); absent: the embedding is tied */
+    PL_SLOT_ROPE_FACTORS,     /* (rope_dims / 2); absent: ones. Frequencies are divided by them */
+    PL_SLOT_COUNT
+};
+
+typedef struct pl_model pl_model;
+
+int32_t pl_model_new(const pl_config *config, pl_model **out, pl_error *err);
+/* Checks shape and size, then packs the tensor into the model's own memory with `threads` threads; `source` may be
+ * unmapped afterwards. `layer` is 0 for slots that are not per layer. */
+int32_t pl_model_bind(pl_model *model, int32_t slot, int32_t layer, const pl_source *source, int32_t threads,
+                      pl_error *err);
+/* Names the first slot that is missing; after it the model is frozen. */
+int32_t pl_model_finish(pl_model *model, pl_error *err);
+size_t pl_model_nbytes(const pl_model *model);       /* packed weights held in memory */
+size_t pl_model_token_bytes(const pl_model *model);  /* weight bytes read to decode one token */
+int64_t pl_model_kv_pages(const pl_model *model);    /* KV pages alive in all its sessions */
+size_t pl_model_kv_page_bytes(const pl_model *model);
+void pl_model_release(pl_model *model);              /* drops the caller's reference; sessions hold their own */
+
+/* ---- sessions -------------------------------------------------------------------------------------------------- */
+
+typedef struct pl_session pl_session;
+
+int32_t pl_session_new(pl_model *model, int64_t context_length, pl_session **out, pl_error *err);
+void pl_session_free(pl_session *session);
+int64_t pl_session_position(const pl_session *session);          /* tokens evaluated so far */
+int32_t pl_session_truncate(pl_session *session, int64_t position, pl_error *err);
+int32_t pl_session_fork(const pl_session *session, pl_session **out, pl_error *err); /* shares pages, copies on write */
+/* KV of positions [0, position) as bytes, the same whatever pages they lie in; and back. */
+size_t pl_session_state_bytes(const pl_session *session);
+int32_t pl_session_state_read(const pl_session *session, void *out, size_t nbytes, pl_error *err);
+int32_t pl_session_state_write(pl_session *session, const void *data, size_t nbytes, int64_t position, pl_error *err);
+
+/* One sequence's share of a forward pass. */
+typedef struct pl_run {
+    pl_session *session;   /* each session at most once per call */
+    const int32_t *tokens; /* (n) */
+    int64_t n;
+    int32_t n_logits;      /* logits wanted for the last n_logits tokens; 0 for none */
+    float *logits;         /* (n_logits, vocab) */
+} pl_run;
+
+/* Asked between layers, at most every 20 ms, on the calling thread; nonzero stops the evaluation. */
+typedef int32_t (*pl_poll_fn)(void *context);
+
+/* The forward pass: one token or many, one sequence or several, same arithmetic. On failure no session has moved. */
+int32_t pl_eval(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll, void *context,
+                pl_error *err);
+
+/* log softmax(logits)[token], in double, same bits everywhere. logits (vocab). */
+double pl_log_probability(const float *logits, int64_t vocab, int32_t token);
+
+/* ---- sampling -------------------------------------------------------------------------------------------------- */
+
+typedef struct pl_sampling {
+    float temperature;        /* 0: greedy, lowest id wins ties */
+    float top_p;              /* (0, 1): nucleus; otherwise off */
+    float min_p;              /* 0: off */
+    int32_t top_k;            /* 0: off */
+    float repetition_penalty; /* 1: off */
+    float presence_penalty;
+    float frequency_penalty;
+} pl_sampling;
+
+/* Draws one token id. logits (vocab) is not changed. history (n_history): ids the penalties look at; bias_ids and
+ * bias (n_bias) are added to the logits first. *rng is llama2.c's xorshift64* state and moves by one draw where one
+ * is drawn. work (2 * vocab) floats of scratch. */
+int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
+                  const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias,
+                  int64_t n_bias, float *work, int32_t *token, pl_error *err);
+
+/* ---- score-driven byte pair merges (tokenizer.bin and SentencePiece-style vocabularies) -------------------------- */
+
+typedef struct pl_bpe pl_bpe;
+
+/* pieces: the bytes of all pieces one after another; piece i is [offsets[i], offsets[i + 1]). mergeable (n) is 0 for
+ * pieces that text can never become (control, unknown, byte pieces). byte_ids (256): id of each byte's fallback
+ * piece, or -1; unknown_id: what stands for a byte with no fallback. Copies what it keeps. */
+int32_t pl_bpe_new(const uint8_t *pieces, const int64_t *offsets, const float *scores, const uint8_t *mergeable,
+                   int32_t n, const int32_t *byte_ids, int32_t unknown_id, pl_bpe **out, pl_error *err);
+/* text (nbytes) UTF-8 or any bytes; out (nbytes) ids, *n_out of them used. O(nbytes log nbytes). */
+int32_t pl_bpe_encode(const pl_bpe *bpe, const uint8_t *text, size_t nbytes, int32_t *out, int64_t *n_out,
+                      pl_error *err);
+void pl_bpe_free(pl_bpe *bpe);

@@ -1,0 +1,120 @@
+/* Q8_0, Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32 with one f16 scale, and a minimum in the _1 types. */
+#include "quant/blocks.h"
+#include "quant/rows.h"
+
+/* Loops over the blocks of a row: `block` is the file's, `strip` the packed one. */
+#define FOR_EACH_BLOCK(type, block_t)                                                  \
+    const block_t *block = (const block_t *)pl_source_row(source, &(type), row); \
+    for (int64_t b = 0; b < source->cols / PL_BLOCK; b++, block++)
+
+/* Bit 4 of element j, as 0 or 16. */
+static int32_t fifth_bit(const uint8_t qh[4], int j) { return (int32_t)(pl_load32(qh) >> j & 1) << 4; }
+
+static void dequantize_q8_0(const pl_source *source, int64_t row, float *out) {
+    FOR_EACH_BLOCK(pl_type_q8_0, pl_block_q8_0) {
+        float d = pl_load_f16(block->d);
+        for (int j = 0; j < 32; j++) *out++ = d * (float)block->qs[j];
+    }
+}
+
+static void dequantize_q4_0(const pl_source *source, int64_t row, float *out) {
+    FOR_EACH_BLOCK(pl_type_q4_0, pl_block_q4_0) {
+        float d = pl_load_f16(block->d);
+        for (int j = 0; j < 16; j++) *out++ = d * (float)((block->qs[j] & 15) - 8);
+        for (int j = 0; j < 16; j++) *out++ = d * (float)((block->qs[j] >> 4) - 8);
+    }
+}
+
+static void dequantize_q4_1(const pl_source *source, int64_t row, float *out) {
+    FOR_EACH_BLOCK(pl_type_q4_1, pl_block_q4_1) {
+        float d = pl_load_f16(block->d), m = pl_load_f16(block->m);
+        for (int j = 0; j < 16; j++) *out++ = d * (float)(block->qs[j] & 15) + m;
+        for (int j = 0; j < 16; j++) *out++ = d * (float)(block->qs[j] >> 4) + m;
+    }
+}
+
+static void dequantize_q5_0(const pl_source *source, int64_t row, float *out) {
+    FOR_EACH_BLOCK(pl_type_q5_0, pl_block_q5_0) {
+        float d = pl_load_f16(block->d);
+        for (int j = 0; j < 16; j++) *out++ = d * (float)(((block->qs[j] & 15) | fifth_bit(block->qh, j)) - 16);
+        for (int j = 0; j < 16; j++) *out++ = d * (float)(((block->qs[j] >> 4) | fifth_bit(block->qh, j + 16)) - 16);
+    }
+}
+
+static void dequantize_q5_1(const pl_source *source, int64_t row, float *out) {
+    FOR_EACH_BLOCK(pl_type_q5_1, pl_block_q5_1) {
+        float d = pl_load_f16(block->d), m = pl_load_f16(block->m);
+        for (int j = 0; j < 16; j++) *out++ = d * (float)((block->qs[j] & 15) | fifth_bit(block->qh, j)) + m;
+        for (int j = 0; j < 16; j++) *out++ = d * (float)((block->qs[j] >> 4) | fifth_bit(block->qh, j + 16)) + m;
+    }
+}
+
+/* The file's nibble order is the strip's: byte 4 g + i holds groups g and g + 4. */
+static void pack_nibbles(const uint8_t qs[16], pl_codes4 *codes, int32_t lane) {
+    for (int g = 0; g < 4; g++) memcpy(codes->q[g][lane], qs + 4 * g, 4);
+}
+
+/* Bit 4 g + i of qh becomes bit g of byte i. */
+static void pack_fifth_bits(const uint8_t qh[4], uint8_t out[4]) {
+    uint32_t bits = pl_load32(qh);
+    for (int i = 0; i < 4; i++) {
+        uint32_t column = bits >> i & 0x11111111; /* bit 4 g: now gather every fourth bit */
+        column = (column | column >> 3) & 0x03030303;
+        column = (column | column >> 6) & 0x000f000f;
+        out[i] = (uint8_t)(column | column >> 12);
+    }
+}
+
+static void pack_codes5(const uint8_t qh[4], const uint8_t qs[16], pl_codes5 *codes, int32_t lane) {
+    pack_fifth_bits(qh, codes->h[lane]);
+    for (int g = 0; g < 4; g++) memcpy(codes->q[g][lane], qs + 4 * g, 4);
+}
+
+static void pack_q8_0(const pl_source *source, int64_t row, void *strip, int32_t lane) {
+    pl_strip_q8 *out = strip;
+    FOR_EACH_BLOCK(pl_type_q8_0, pl_block_q8_0) {
+        out->d[lane] = pl_load16(block->d);
+        for (int g = 0; g < 8; g++) pl_store32(out->codes.q[g][lane], pl_load32(block->qs + 4 * g) ^ 0x80808080);
+        out++;
+    }
+}
+
+static void pack_q4_0(const pl_source *source, int64_t row, void *strip, int32_t lane) {
+    pl_strip_q4 *out = strip;
+    FOR_EACH_BLOCK(pl_type_q4_0, pl_block_q4_0) {
+        out->d[lane] = pl_load16(block->d);
+        pack_nibbles(block->qs, &out++->codes, lane);
+    }
+}
+
+static void pack_q4_1(const pl_source *source, int64_t row, void *strip, int32_t lane) {
+    pl_strip_q4m *out = strip;
+    FOR_EACH_BLOCK(pl_type_q4_1, pl_block_q4_1) {
+        out->d[lane] = pl_load16(block->d);
+        out->m[lane] = pl_load16(block->m);
+        pack_nibbles(block->qs, &out++->codes, lane);
+    }
+}
+
+static void pack_q5_0(const pl_source *source, int64_t row, void *strip, int32_t lane) {
+    pl_strip_q5 *out = strip;
+    FOR_EACH_BLOCK(pl_type_q5_0, pl_block_q5_0) {
+        out->d[lane] = pl_load16(block->d);
+        pack_codes5(block->qh, block->qs, &out++->codes, lane);
+    }
+}
+
+static void pack_q5_1(const pl_source *source, int64_t row, void *strip, int32_t lane) {
+    pl_strip_q5m *out = strip;
+    FOR_EACH_BLOCK(pl_type_q5_1, pl_block_q5_1) {
+        out->d[lane] = pl_load16(block->d);
+        out->m[lane] = pl_load16(block->m);
+        pack_codes5(block->qh, block->qs, &out++->codes, lane);
+    }
+}
+
+const pl_type pl_type_q8_0 = {{PL_TYPE_Q8_0, "Q8_0", 32, 34}, PL_PACK_Q8, dequantize_q8_0, pack_q8_0};
+const pl_type pl_type_q4_0 = {{PL_TYPE_Q4_0, "Q4_0", 32, 18}, PL_PACK_Q4, dequantize_q4_0, pack_q4_0};
+const pl_type pl_type_q4_1 = {{PL_TYPE_Q4_1, "Q4_1", 32, 20}, PL_PACK_Q4M, dequantize_q4_1, pack_q4_1};
+const pl_type pl_type_q5_0 = {{PL_TYPE_Q5_0, "Q5_0", 32, 22}, PL_PACK_Q5, dequantize_q5_0, pack_q5_0};
+const pl_type pl_type_q5_1 = {{PL_TYPE_Q5_1, "Q5_1", 32, 24}, PL_PACK_Q5M, dequantize_q5_1, pack_q5_1};

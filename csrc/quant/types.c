@@ -1,0 +1,91 @@
+#include "quant/types.h"
+
+#include "base/error.h"
+#include "quant/rows.h"
+
+const pl_packing_info pl_packings[PL_PACK_COUNT] = {
+    [PL_PACK_F32] = {1, 4 * PL_STRIP, 1},
+    [PL_PACK_F16] = {1, 2 * PL_STRIP, 1},
+    [PL_PACK_BF16] = {1, 2 * PL_STRIP, 1},
+    [PL_PACK_Q8] = {32, sizeof(pl_strip_q8), 0},
+    [PL_PACK_Q8F] = {32, sizeof(pl_strip_q8f), 0},
+    [PL_PACK_Q4] = {32, sizeof(pl_strip_q4), 0},
+    [PL_PACK_Q4M] = {32, sizeof(pl_strip_q4m), 0},
+    [PL_PACK_Q5] = {32, sizeof(pl_strip_q5), 0},
+    [PL_PACK_Q5M] = {32, sizeof(pl_strip_q5m), 0},
+    [PL_PACK_Q4K] = {256, sizeof(pl_strip_q4k), 0},
+    [PL_PACK_Q5K] = {256, sizeof(pl_strip_q5k), 0},
+    [PL_PACK_Q6K] = {256, sizeof(pl_strip_q6k), 0},
+};
+
+static const pl_type *const table[] = {
+    &pl_type_f32,  &pl_type_f16,  &pl_type_bf16, &pl_type_q8_0, &pl_type_q4_0, &pl_type_q4_1,
+    &pl_type_q5_0, &pl_type_q5_1, &pl_type_q4_k, &pl_type_q5_k, &pl_type_q6_k, &pl_type_llama2c_q8,
+};
+enum { TABLE_SIZE = sizeof table / sizeof *table };
+
+const pl_type_info *pl_type_at(int32_t index) { return index >= 0 && index < TABLE_SIZE ? &table[index]->info : NULL; }
+
+const pl_type *pl_type_row(int32_t id) {
+    for (int i = 0; i < TABLE_SIZE; i++) {
+        if (table[i]->info.id == id) return table[i];
+    }
+    return NULL;
+}
+
+const pl_type_info *pl_type_find(int32_t id) {
+    const pl_type *type = pl_type_row(id);
+    return type ? &type->info : NULL;
+}
+
+/* What a (rows, cols) tensor takes in a file; 0 if that overflows. */
+static size_t source_bytes(const pl_source *s, const pl_type *type) {
+    size_t elements, bytes, scales;
+    if (__builtin_mul_overflow((size_t)s->rows, (size_t)s->cols, &elements)) return 0;
+    size_t blocks = elements / (size_t)type->info.block_elements;
+    if (__builtin_mul_overflow(blocks, (size_t)type->info.block_bytes, &bytes)) return 0;
+    if (s->group > 0) {
+        if (__builtin_mul_overflow(elements / (size_t)s->group, sizeof(float), &scales)) return 0;
+        if (__builtin_add_overflow(bytes, scales, &bytes)) return 0;
+    }
+    return bytes;
+}
+
+int32_t pl_source_check(const pl_source *s, pl_error *err) {
+    const pl_type *type = pl_type_row(s->type);
+    if (type == NULL) return pl_fail(err, PL_UNSUPPORTED, "weight type %d is unknown", s->type);
+    if (s->data == NULL || s->rows < 1 || s->cols < 1 || s->rows > INT32_MAX || s->cols > INT32_MAX) {
+        return pl_fail(err, PL_FORMAT, "shape (%lld, %lld) is out of range", (long long)s->rows, (long long)s->cols);
+    }
+    if (s->cols % type->info.block_elements != 0) {
+        return pl_fail(err, PL_FORMAT, "rows of %lld weights are not whole blocks of %d as %s needs",
+                       (long long)s->cols, type->info.block_elements, type->info.name);
+    }
+    if ((s->type == PL_TYPE_LLAMA2C_Q8) != (s->group > 0) || (s->group > 0 && s->rows * s->cols % s->group != 0)) {
+        return pl_fail(err, PL_FORMAT, "group size %lld does not divide %lld weights", (long long)s->group,
+                       (long long)(s->rows * s->cols));
+    }
+    size_t wanted = source_bytes(s, type);
+    if (wanted == 0 || wanted != s->nbytes) {
+        return pl_fail(err, PL_FORMAT, "%s of shape (%lld, %lld) takes %zu bytes, not %zu", type->info.name,
+                       (long long)s->rows, (long long)s->cols, wanted, s->nbytes);
+    }
+    return PL_OK;
+}
+
+static int groups_fit_blocks(const pl_source *s) { return s->group % PL_BLOCK == 0 && s->cols % PL_BLOCK == 0; }
+
+pl_packing pl_source_packing(const pl_source *s) {
+    if (s->type == PL_TYPE_LLAMA2C_Q8 && !groups_fit_blocks(s)) return PL_PACK_F32;
+    return pl_type_row(s->type)->packing;
+}
+
+void pl_source_pack_row(const pl_source *s, int64_t row, void *strip, int32_t lane, float *scratch) {
+    const pl_type *type = pl_type_row(s->type);
+    if (pl_source_packing(s) == type->packing) {
+        type->pack_row(s, row, strip, lane);
+    } else {
+        type->dequantize_row(s, row, scratch);
+        pl_pack_float_row(scratch, s->cols, strip, lane);
+    }
+}

@@ -1,0 +1,223 @@
+/* Draws a token from logits. With only temperature and top_p set this is the sampler of llama2.c's run.c: the same
+ * generator, the same cut, the same sums in the same order. The other options come in this order: bias, penalties,
+ * temperature, top_k, min_p, top_p; each works on what the one before it left. */
+#include <math.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/math.h"
+
+/* What may still be drawn: n ids with a value each, a logit at first and a probability after softmax(). Ids ascend
+ * until select_best() has put them in descending order of value. */
+typedef struct candidates {
+    float *value; /* (n) */
+    int32_t *id;  /* (n) */
+    int64_t n;
+} candidates;
+
+/* ---- llama2.c's generator: xorshift64* --------------------------------------------------------------------------- */
+
+static uint32_t random_u32(uint64_t *state) {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    return (uint32_t)((*state * 0x2545F4914F6CDD1DULL) >> 32);
+}
+
+/* In [0, 1), 24 bits. */
+static float random_f32(uint64_t *state) { return (float)(random_u32(state) >> 8) / 16777216.0f; }
+
+/* ---- checks ------------------------------------------------------------------------------------------------------ */
+
+static int32_t check_options(const pl_sampling *s, const uint64_t *rng, pl_error *err) {
+    if (!(s->temperature >= 0.0f) || isinf(s->temperature))
+        return pl_fail(err, PL_INVALID, "temperature %g is not a finite number of at least 0", (double)s->temperature);
+    if (isnan(s->top_p)) return pl_fail(err, PL_INVALID, "top_p is NaN");
+    if (!(s->min_p >= 0.0f && s->min_p <= 1.0f))
+        return pl_fail(err, PL_INVALID, "min_p %g is outside [0, 1]", (double)s->min_p);
+    if (s->top_k < 0) return pl_fail(err, PL_INVALID, "top_k %d is negative", (int)s->top_k);
+    if (!(s->repetition_penalty > 0.0f) || isinf(s->repetition_penalty))
+        return pl_fail(err, PL_INVALID, "repetition_penalty %g is not a finite number above 0",
+                       (double)s->repetition_penalty);
+    if (!isfinite(s->presence_penalty) || !isfinite(s->frequency_penalty))
+        return pl_fail(err, PL_INVALID, "presence_penalty and frequency_penalty must be finite numbers");
+    if (s->temperature > 0.0f && *rng == 0)
+        return pl_fail(err, PL_INVALID, "random state 0 never moves: seed it with another number");
+    return PL_OK;
+}
+
+static int32_t check_ids(const int32_t *ids, int64_t n, int64_t vocab, const char *what, pl_error *err) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return pl_fail(err, PL_INVALID, "%s: token id %d is outside [0, %lld)", what, (int)ids[i],
+                           (long long)vocab);
+    return PL_OK;
+}
+
+/* The position of the greatest value, the lowest id on ties. Fails where there is none to speak of. */
+static int32_t find_best(const candidates *c, int64_t *best, pl_error *err) {
+    *best = 0;
+    for (int64_t i = 0; i < c->n; i++) {
+        if (isnan(c->value[i])) return pl_fail(err, PL_INVALID, "logits contain NaN (token id %d)", (int)c->id[i]);
+        if (c->value[i] > c->value[*best]) *best = i;
+    }
+    if (c->value[*best] == -INFINITY) return pl_fail(err, PL_INVALID, "no token can be drawn: every logit is -inf");
+    return PL_OK;
+}
+
+/* ---- bias and penalties: on logits, before the temperature --------------------------------------------------------- */
+
+static void add_bias(float *logits, const int32_t *ids, const float *bias, int64_t n) {
+    for (int64_t i = 0; i < n; i++) logits[ids[i]] += bias[i];
+}
+
+static float penalized(float logit, int32_t count, const pl_sampling *s) {
+    logit = logit > 0.0f ? logit / s->repetition_penalty : logit * s->repetition_penalty;
+    return logit - (float)count * s->frequency_penalty - s->presence_penalty;
+}
+
+/* Each distinct id of history (n) once, with the number of its occurrences. counts (vocab) is scratch, and only the
+ * entries of history's ids are touched, so the cost does not depend on the vocabulary. */
+static void apply_penalties(float *logits, int32_t *counts, const pl_sampling *s, const int32_t *history, int64_t n) {
+    if (s->repetition_penalty == 1.0f && s->presence_penalty == 0.0f && s->frequency_penalty == 0.0f) return;
+    for (int64_t i = 0; i < n; i++) counts[history[i]] = 0;
+    for (int64_t i = 0; i < n; i++) counts[history[i]]++;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t id = history[i];
+        if (counts[id] > 0) logits[id] = penalized(logits[id], counts[id], s);
+        counts[id] = 0;
+    }
+}
+
+/* ---- selection: a heap, so that only as much is sorted as is kept -------------------------------------------------- */
+
+static int comes_before(const candidates *c, int64_t a, int64_t b) {
+    return c->value[a] > c->value[b] || (c->value[a] == c->value[b] && c->id[a] < c->id[b]);
+}
+
+static void swap(candidates *c, int64_t a, int64_t b) {
+    float value = c->value[a];
+    int32_t id = c->id[a];
+    c->value[a] = c->value[b], c->id[a] = c->id[b];
+    c->value[b] = value, c->id[b] = id;
+}
+
+static void sift_down(candidates *c, int64_t root, int64_t n) {
+    for (int64_t child; (child = 2 * root + 1) < n; root = child) {
+        if (child + 1 < n && comes_before(c, child + 1, child)) child++;
+        if (!comes_before(c, child, root)) return;
+        swap(c, child, root);
+    }
+}
+
+static void heapify(candidates *c) {
+    for (int64_t i = c->n / 2; i-- > 0;) sift_down(c, i, c->n);
+}
+
+/* Moves the best of the heap's first n elements to position n - 1. */
+static void pop_best(candidates *c, int64_t n) {
+    swap(c, 0, n - 1);
+    sift_down(c, 0, n - 1);
+}
+
+/* Keeps the k best, best first. */
+static void select_best(candidates *c, int64_t k) {
+    heapify(c);
+    for (int64_t i = 0; i < k; i++) pop_best(c, c->n - i);
+    for (int64_t i = 0; i < k && i < c->n - 1 - i; i++) swap(c, i, c->n - 1 - i);
+    c->n = k;
+}
+
+/* Keeps those of at least `floor`, in their order. */
+static void keep_from(candidates *c, float floor) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->value[i] >= floor) c->value[kept] = c->value[i], c->id[kept++] = c->id[i];
+    c->n = kept;
+}
+
+/* ---- probabilities and the draw ------------------------------------------------------------------------------------ */
+
+/* Logits to e^(logit - best), in (0, 1]. */
+static void exponentiate(candidates *c, float best) {
+    for (int64_t i = 0; i < c->n; i++) c->value[i] = pl_expf(c->value[i] - best);
+}
+
+static void normalize(candidates *c) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < c->n; i++) sum += c->value[i];
+    for (int64_t i = 0; i < c->n; i++) c->value[i] /= sum;
+}
+
+static int32_t draw_from_all(const candidates *c, float coin) {
+    float cumulative = 0.0f;
+    int64_t last = 0;
+    for (int64_t i = 0; i < c->n; i++) {
+        cumulative += c->value[i];
+        if (coin < cumulative) return c->id[i];
+        if (c->value[i] > 0.0f) last = i;
+    }
+    return c->id[last]; /* the sum was rounded below the coin: the last one that is possible at all */
+}
+
+/* The smallest set of most probable tokens whose sum exceeds top_p. Nothing below (1 - top_p) / (n - 1) can be in it:
+ * even n - 1 such tokens would not fill what the set leaves over. Popped tokens pile up at the end, best last. In a
+ * nearly flat distribution rounding can put every token below that floor: then it is `best`. */
+static int32_t draw_from_nucleus(candidates *c, float top_p, float coin, int32_t best) {
+    if (c->n > 1) keep_from(c, (1.0f - top_p) / (float)(c->n - 1));
+    if (c->n == 0) return best;
+    heapify(c);
+    float cumulative = 0.0f;
+    int64_t end = c->n;
+    while (end > 0 && cumulative <= top_p) {
+        pop_best(c, end);
+        cumulative += c->value[--end];
+    }
+    float target = coin * cumulative, passed = 0.0f;
+    for (int64_t i = c->n - 1; i > end; i--) {
+        passed += c->value[i];
+        if (target < passed) return c->id[i];
+    }
+    return c->id[end];
+}
+
+/* best: the position of the greatest logit. */
+static int32_t draw(candidates *c, const pl_sampling *s, float coin, int64_t best) {
+    float best_value = c->value[best];
+    int32_t best_id = c->id[best];
+    if (isinf(best_value)) return best_id; /* +inf, or a temperature so small that it became so: certain */
+    if (s->top_k > 0 && s->top_k < c->n) select_best(c, s->top_k);
+    exponentiate(c, best_value);
+    if (s->min_p > 0.0f) keep_from(c, s->min_p); /* the best one is 1 here */
+    normalize(c);
+    if (s->top_p > 0.0f && s->top_p < 1.0f) return draw_from_nucleus(c, s->top_p, coin, best_id);
+    return draw_from_all(c, coin);
+}
+
+/* ---- the boundary -------------------------------------------------------------------------------------------------- */
+
+int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
+                  const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias,
+                  int64_t n_bias, float *work, int32_t *token, pl_error *err) {
+    if (vocab < 1 || vocab > INT32_MAX)
+        return pl_fail(err, PL_INVALID, "%lld logits: at least one is needed", (long long)vocab);
+    int32_t status = check_options(sampling, rng, err);
+    if (!status) status = check_ids(history, n_history, vocab, "history", err);
+    if (!status) status = check_ids(bias_ids, n_bias, vocab, "logit_bias", err);
+    if (status) return status;
+
+    candidates c = {work, (int32_t *)(work + vocab), vocab};
+    memcpy(work, logits, (size_t)vocab * sizeof *work);
+    add_bias(work, bias_ids, bias, n_bias);
+    apply_penalties(work, c.id, sampling, history, n_history);
+    for (int64_t i = 0; i < vocab; i++) c.id[i] = (int32_t)i;
+
+    int64_t best;
+    if ((status = find_best(&c, &best, err))) return status;
+    *token = c.id[best];
+    if (sampling->temperature == 0.0f) return PL_OK;
+    float temperature = sampling->temperature;
+    for (int64_t i = 0; i < vocab; i++) work[i] /= temperature;
+    *token = draw(&c, sampling, random_f32(rng), best);
+    return PL_OK;
+}

@@ -1,0 +1,65 @@
+"""File formats: bytes in, `Checkpoint` out. Parsers describe; they compute nothing and need no compiled code."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+from pyllm.errors import ModelFormatError, UnsupportedModelError
+from pyllm.formats import foreign, gguf, llama2c
+from pyllm.formats.checkpoint import Buffer, Checkpoint, TensorSpec
+
+__all__ = ["Checkpoint", "TensorSpec", "open_checkpoint", "parse"]
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Maps a model file and parses its header; the format is found from the first bytes, never from the name.
+
+    Raises `ModelFormatError` for a damaged file or something that holds no model, `UnsupportedModelError` for a model
+    in another form (both say what it seems to be), and `OSError` (`FileNotFoundError`, ...) as `open` does.
+    """
+    path = Path(path)
+    buffer = _map(path)
+    try:
+        return parse(path, buffer)
+    except BaseException:
+        buffer.close()
+        raise
+
+
+def parse(path: Path, buffer: Buffer) -> Checkpoint:
+    """Parses a whole file that is already mapped or in memory. `path` is for messages only."""
+    head = bytes(buffer[: foreign.SNIFF_BYTES])
+    if head.startswith(gguf.MAGIC):
+        return gguf.parse(path, buffer)
+    if head.startswith(llama2c.MAGIC):
+        return llama2c.parse(path, buffer)
+    flaw = llama2c.v0_flaw(buffer)
+    if flaw is None:
+        return llama2c.parse(path, buffer)
+    raise foreign.refusal(path, head, len(buffer), flaw)
+
+
+def _map(path: Path) -> mmap.mmap:
+    """A read-only mapping. What is not a regular file is refused before it is opened: a pipe would wait for ever."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise _folder_refusal(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelFormatError(f"{path}: not a regular file; give the path of a model file")
+    if status.st_size == 0:
+        raise ModelFormatError(f"{path}: the file is empty; get it again")
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _folder_refusal(path: Path) -> ModelFormatError | UnsupportedModelError:
+    if (path / "config.json").exists():
+        return UnsupportedModelError(
+            f"{path}: a Hugging Face folder, which pyllm cannot read yet: give a GGUF file of the same model"
+        )
+    found = sorted(p.name for p in path.iterdir() if p.suffix in (".gguf", ".bin"))
+    hint = f"perhaps {found[0]!r} in it" if found else f"{foreign.READS}"
+    return ModelFormatError(f"{path}: a folder, not a model file; {hint}")

@@ -1,0 +1,89 @@
+"""The table of weight types: what a tensor's type number means and how many bytes its blocks take.
+
+Ids are GGUF's; 1000 and above are pyllm's own (`csrc/pyllm_api.h`). The table holds every type that files may name,
+so that sizes can be checked and a type that pyllm cannot run is named rather than numbered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """`block_elements` consecutive weights of one row share a block of `block_bytes` bytes."""
+
+    id: int
+    name: str
+    block_elements: int
+    block_bytes: int
+    runnable: bool = False
+
+    def nbytes(self, elements: int) -> int:
+        """Bytes of `elements` weights, which must be whole blocks."""
+        return elements // self.block_elements * self.block_bytes
+
+
+F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = 0, 1, 2, 3, 6, 7, 8
+Q4_K, Q5_K, Q6_K, BF16 = 12, 13, 14, 30
+LLAMA2C_Q8 = 1000  # int8[n], then fp32 scales[n / group]; the group size stands in the file's header
+
+_RUNNABLE = (
+    WeightType(F32, "F32", 1, 4, True),
+    WeightType(F16, "F16", 1, 2, True),
+    WeightType(Q4_0, "Q4_0", 32, 18, True),
+    WeightType(Q4_1, "Q4_1", 32, 20, True),
+    WeightType(Q5_0, "Q5_0", 32, 22, True),
+    WeightType(Q5_1, "Q5_1", 32, 24, True),
+    WeightType(Q8_0, "Q8_0", 32, 34, True),
+    WeightType(Q4_K, "Q4_K", 256, 144, True),
+    WeightType(Q5_K, "Q5_K", 256, 176, True),
+    WeightType(Q6_K, "Q6_K", 256, 210, True),
+    WeightType(BF16, "BF16", 1, 2, True),
+)
+
+_KNOWN = (
+    WeightType(9, "Q8_1", 32, 36),
+    WeightType(10, "Q2_K", 256, 84),
+    WeightType(11, "Q3_K", 256, 110),
+    WeightType(15, "Q8_K", 256, 292),
+    WeightType(16, "IQ2_XXS", 256, 66),
+    WeightType(17, "IQ2_XS", 256, 74),
+    WeightType(18, "IQ3_XXS", 256, 98),
+    WeightType(19, "IQ1_S", 256, 50),
+    WeightType(20, "IQ4_NL", 32, 18),
+    WeightType(21, "IQ3_S", 256, 110),
+    WeightType(22, "IQ2_S", 256, 82),
+    WeightType(23, "IQ4_XS", 256, 136),
+    WeightType(24, "I8", 1, 1),
+    WeightType(25, "I16", 1, 2),
+    WeightType(26, "I32", 1, 4),
+    WeightType(27, "I64", 1, 8),
+    WeightType(28, "F64", 1, 8),
+    WeightType(29, "IQ1_M", 256, 56),
+    WeightType(34, "TQ1_0", 256, 54),
+    WeightType(35, "TQ2_0", 256, 66),
+    WeightType(39, "MXFP4", 32, 17),
+    WeightType(40, "NVFP4", 64, 36),
+    WeightType(41, "Q1_0", 128, 18),
+    WeightType(42, "Q2_0", 64, 18),
+)
+
+WEIGHT_TYPES = {row.id: row for row in (*_RUNNABLE, *_KNOWN)}
+
+# Numbers that GGUF once used and then withdrew: their block layouts are no longer defined anywhere.
+WITHDRAWN = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
+WITHDRAWN |= {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
+
+
+def type_name(type_id: int) -> str:
+    """A type's name for people: "Q4_K", "LLAMA2C_Q8", or "number 77" where nothing is known about it."""
+    if type_id == LLAMA2C_Q8:
+        return "LLAMA2C_Q8"
+    row = WEIGHT_TYPES.get(type_id)
+    return row.name if row else WITHDRAWN.get(type_id, f"number {type_id}")
+
+
+def is_runnable(type_id: int) -> bool:
+    """Whether the C library has kernels for the type."""
+    return type_id == LLAMA2C_Q8 or (type_id in WEIGHT_TYPES and WEIGHT_TYPES[type_id].runnable)

@@ -1,0 +1,376 @@
+"""`Session`: one mutable timeline of tokens with its own KV cache."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from pyllm._core import Interrupted, NativeSession, log_probability
+from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
+from pyllm.formats.export import replacing
+from pyllm.generation import Generation, Plan
+from pyllm.sampling import Sampler
+
+if TYPE_CHECKING:
+    from pyllm.generation import Logits
+    from pyllm.model import Model
+
+#: Tokens in one forward pass of a prompt: enough for full speed, few enough to be interrupted soon.
+CHUNK = 512
+#: Positions whose logits are held at once where those of every position are wanted.
+LOGIT_ROWS = 32
+
+_MAGIC = b"PLSESS\x00\x01"
+_PREFIX = struct.Struct("<8sII")  # magic, bytes of the JSON header, CRC-32 of all that follows this prefix
+_HEADER_LIMIT = 1 << 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the `generate` methods take, apart from the prompt; `Model.generate` says what each means."""
+
+    max_tokens: int | None
+    sampler: Sampler | None
+    stop: str | Sequence[str]
+    seed: int | None
+    logprobs: bool
+    timeout: float | None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and operator.index(self.max_tokens) < 0:
+            raise ValueError(f"max_tokens must be at least 0, or None, not {self.max_tokens}")
+        if self.timeout is not None and not self.timeout >= 0:
+            raise ValueError(f"timeout must be a number of seconds of at least 0, or None, not {self.timeout}")
+        if not all(isinstance(stop, str) and stop for stop in self.stops):
+            raise ValueError("stop must be a non-empty string, or a sequence of them")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class Session:
+    """One timeline: the tokens so far and their keys and values. Made by `Model.session()`.
+
+    For one thread at a time: a second one that enters gets `SessionBusyError`. Where a call fails or is interrupted
+    (Ctrl-C), the session is as it was before the call.
+    """
+
+    def __init__(self, model: Model, native: NativeSession, context_length: int, tokens: Sequence[int] = ()) -> None:
+        self._model = model
+        self._native = native
+        self._context_length = context_length
+        self._tokens = list(tokens)  # those past the native position were drawn, and are evaluated by the next call
+        self._lock = threading.Lock()
+        self._closing = False
+        self._closed = False
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids taken in so far."""
+        return list(self._tokens)
+
+    @property
+    def position(self) -> int:
+        """The number of tokens taken in so far."""
+        return len(self._tokens)
+
+    @property
+    def context_length(self) -> int:
+        """The largest number of tokens this session can evaluate."""
+        return self._context_length
+
+    def __repr__(self) -> str:
+        return f"<pyllm.Session at {self.position} of {self._context_length}{', closed' if self._closed else ''}>"
+
+    # ---- moving ------------------------------------------------------------------------------------------------------
+
+    def eval(self, tokens: Sequence[int]) -> Logits:
+        """Take `tokens` in; returns the logits after the last one.
+
+        float32 (vocab,), a read-only view that is valid until the next call on this session. With no tokens these are
+        the logits after the last token taken in before. Raises `ValueError` for an id outside the vocabulary and
+        `ContextLengthError` where the tokens do not fit; nothing is computed then.
+        """
+        ids = self._model.check_tokens(tokens)
+        with self._entered():
+            logits = self._evaluate(ids, lambda: False)
+        if logits is None:
+            raise ClosedError("the session was closed during eval()")
+        return logits
+
+    def truncate(self, position: int) -> None:
+        """Forget every token from `position` on. Raises `ValueError` outside [0, self.position]."""
+        with self._entered():
+            if not 0 <= operator.index(position) <= len(self._tokens):
+                raise ValueError(f"position {position} is outside [0, {len(self._tokens)}]")
+            if position < self._native.position:
+                self._native.truncate(position)
+            del self._tokens[position:]
+
+    def fork(self) -> Session:
+        """A second session that stands where this one does. Memory is shared until one of them changes it."""
+        with self._entered():
+            return Session(self._model, self._native.fork(), self._context_length, self._tokens)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] = "",
+        *,
+        max_tokens: int | None = 256,
+        sampler: Sampler | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: bool = False,
+        timeout: float | None = None,
+    ) -> Generation:
+        """Go on from where the session stands, after `prompt`, and take the generated tokens in too.
+
+        Options as for `Model.generate`. A text prompt gets a beginning-of-text token only where the session is empty.
+        The session must be left alone while the generation is under way; to do something else with it, just stop
+        iterating.
+        """
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
+        ids = self._model.encode_prompt(prompt, begin=not self._tokens)
+        self._check_room(len(ids))
+        return begin_generation(self._model, Steps(lambda: self, owned=False), ids, self, options)
+
+    # ---- keeping -----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session to a file, for `Model.restore`. The file appears whole or not at all."""
+        with self._entered():
+            header = {
+                "model": self._model.identity,
+                "context_length": self._context_length,
+                "tokens": len(self._tokens),
+                "evaluated": self._native.position,
+            }
+            tokens = struct.pack(f"<{len(self._tokens)}i", *self._tokens)
+            _write_file(Path(path), json.dumps(header).encode(), tokens, self._native.state())
+
+    def close(self) -> None:
+        """Free the KV memory. From another thread this stops a running evaluation within one layer. Harmless twice."""
+        self._closing = True
+        self._settle()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
+
+    def advance(self, tokens: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
+        """`eval` for a generation: `poll` is asked between layers; once it is True, nothing happened and it is None."""
+        with self._entered():
+            return self._evaluate(tokens, poll)
+
+    def accept(self, token: int) -> None:
+        """Take a drawn token in, to be evaluated by the next call."""
+        with self._entered():
+            self._tokens.append(token)
+
+    def sweep(self, tokens: Sequence[int]) -> Iterator[Logits]:
+        """Take `tokens` in; yields the logits after every one, `LOGIT_ROWS` (n, vocab) at a time."""
+        self._check_room(len(tokens))
+        for start in range(0, len(tokens), LOGIT_ROWS):
+            chunk = tokens[start : start + LOGIT_ROWS]
+            with self._entered():
+                rows = self._native.eval(chunk, n_logits=len(chunk), poll=lambda: self._closing)
+                self._tokens += chunk
+            yield rows
+
+    def load(self, tokens: list[int], state: bytes, evaluated: int) -> None:
+        """Take over the keys and values of the first `evaluated` tokens, as saved."""
+        with self._entered():
+            self._native.load_state(state, evaluated)
+            self._tokens = tokens
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """The calling thread's turn. Raises where it is another's, or where the session or its model is closed."""
+        if not self._lock.acquire(blocking=False):
+            raise SessionBusyError("another thread is using this session; give each thread its own, or fork() it")
+        try:
+            if self._closing or self._closed:
+                raise ClosedError("this session was closed")
+            self._model.check_open()
+            yield
+        finally:
+            self._lock.release()
+            if self._closing:  # close() came when the lock was held
+                self._settle()
+
+    def _settle(self) -> None:
+        """Close for good, unless a call is running: that call does it at its end."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._closed = True
+                self._native.close()
+            finally:
+                self._lock.release()
+
+    def _check_room(self, n: int) -> None:
+        if len(self._tokens) + n > self._context_length:
+            raise ContextLengthError(
+                f"{n} tokens after {len(self._tokens)} exceed the context of {self._context_length} tokens"
+            )
+
+    def _evaluate(self, ids: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
+        """Evaluate the tokens that are waiting, then `ids`, in chunks; all or nothing. None where `poll` stopped it."""
+        self._check_room(len(ids))
+        taken, evaluated = len(self._tokens), self._native.position
+        if evaluated == taken + len(ids):  # nothing to do but to look again: the last one gives the same bits again
+            if evaluated == 0:
+                raise ValueError("there are no tokens to evaluate")
+            evaluated -= 1
+            self._native.truncate(evaluated)
+        try:
+            self._tokens.extend(ids)
+            return self._evaluate_from(evaluated, lambda: self._closing or poll())
+        except BaseException as error:  # KeyboardInterrupt too: a session is never half-way
+            self._native.truncate(evaluated)
+            del self._tokens[taken:]
+            if isinstance(error, Interrupted):
+                return None
+            raise
+
+    def _evaluate_from(self, start: int, poll: Callable[[], bool]) -> Logits:
+        while len(self._tokens) - start > CHUNK:
+            self._native.eval(self._tokens[start : start + CHUNK], n_logits=0, poll=poll)
+            start += CHUNK
+        logits: Logits = self._native.eval(self._tokens[start:], n_logits=1, poll=poll)[0]
+        return logits
+
+
+class Steps:
+    """What drives a `Generation`: a session that is opened by the first step, and closed at the end where `owned`."""
+
+    def __init__(self, open_session: Callable[[], Session], *, owned: bool) -> None:
+        self._open = open_session
+        self._owned = owned
+        self._session: Session | None = None
+
+    @property
+    def position(self) -> int:
+        """Tokens the session has taken in."""
+        return self._session.position if self._session else 0
+
+    def advance(self, tokens: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
+        """See `Session.advance`."""
+        if self._session is None:
+            self._session = self._open()
+        return self._session.advance(tokens, poll)
+
+    def accept(self, token: int) -> None:
+        """See `Session.accept`."""
+        if self._session:
+            self._session.accept(token)
+
+    def release(self) -> None:
+        """Close the session, if it was opened for this generation alone."""
+        if self._session and self._owned:
+            self._session.close()
+
+
+def begin_generation(
+    model: Model, steps: Steps, prompt: Sequence[int], context: Session | int, options: Options
+) -> Generation:
+    """A `Generation` on `model`. `context`: the session it goes on in, or the context length of the new one."""
+    tokenizer = model.tokenizer
+    if options.stops and tokenizer is None:
+        raise TokenizerError("stop strings need a tokenizer, and this model has none: give load() a tokenizer=")
+    sampler = options.sampler or model.default_sampler
+    plan = Plan(
+        prompt=prompt,
+        history=context.tokens if isinstance(context, Session) else (),
+        context_length=context.context_length if isinstance(context, Session) else context,
+        decoder=tokenizer.decoder() if tokenizer else None,
+        stop_ids=model.stop_ids,
+        stop=options.stops,
+        max_tokens=options.max_tokens,
+        timeout=options.timeout,
+        log_probability=log_probability if options.logprobs else None,
+    )
+    return Generation(steps, sampler.start(options.seed), plan)
+
+
+# ---- saved sessions --------------------------------------------------------------------------------------------------
+
+
+def _write_file(path: Path, *parts: bytes) -> None:
+    """prefix, JSON header, tokens, state."""
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    with replacing(path) as file:
+        file.write(_PREFIX.pack(_MAGIC, len(parts[0]), crc))
+        file.writelines(parts)
+
+
+def restore_session(model: Model, path: str | os.PathLike[str]) -> Session:
+    """The session that `Session.save` wrote. Raises `ModelFormatError` where the file is damaged or another model's."""
+    with open(path, "rb") as file:
+        header, tokens, state = _read_file(file)
+    if header["model"] != model.identity:
+        raise ModelFormatError(f"{path}: the session belongs to {header['model']}, not to {model.identity}")
+    session = model.session(header["context_length"])
+    try:
+        session.load(model.check_tokens(tokens), state, header["evaluated"])
+    except ValueError as error:
+        session.close()
+        raise ModelFormatError(f"{path}: {error}") from error
+    return session
+
+
+def _read_file(file: IO[bytes]) -> tuple[dict[str, Any], tuple[int, ...], bytes]:
+    """(header, tokens, state) with every length checked before it is used."""
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
+        raise ModelFormatError(f"{file.name}: not a pyllm session")
+    _, header_bytes, crc = _PREFIX.unpack(prefix)
+    if header_bytes > _HEADER_LIMIT:
+        raise ModelFormatError(f"{file.name}: a header of {header_bytes} bytes is more than {_HEADER_LIMIT}")
+    body = file.read()
+    if zlib.crc32(body) != crc:
+        raise ModelFormatError(f"{file.name}: the checksum is wrong, the session is damaged or cut short")
+    header = _parse_header(file.name, body[:header_bytes])
+    rest = memoryview(body)[header_bytes:]
+    if 4 * header["tokens"] > len(rest):
+        raise ModelFormatError(f"{file.name}: {header['tokens']} tokens do not fit into {len(rest)} bytes")
+    tokens = struct.unpack_from(f"<{header['tokens']}i", rest)
+    return header, tokens, bytes(rest[4 * header["tokens"] :])
+
+
+def _parse_header(name: str, text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ModelFormatError(f"{name}: the header is not JSON ({error})") from error
+    counts = ("context_length", "tokens", "evaluated")
+    if not isinstance(header, dict) or not all(type(header.get(key)) is int and header[key] >= 0 for key in counts):
+        raise ModelFormatError(f"{name}: the header lacks one of {', '.join(counts)}")
+    if not header["evaluated"] <= header["tokens"] <= header["context_length"] + 1:
+        raise ModelFormatError(f"{name}: the header's counts contradict each other")
+    if "model" not in header:
+        raise ModelFormatError(f"{name}: the header does not name its model")
+    return header

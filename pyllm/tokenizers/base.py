@@ -1,0 +1,211 @@
+"""`Tokenizer`: what all vocabularies have in common, and the little each kind must add."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import index
+from typing import SupportsIndex
+
+from pyllm.errors import TokenizerError
+from pyllm.formats.checkpoint import Checkpoint
+from pyllm.tokenizers.decoder import Decoder
+from pyllm.tokenizers.matcher import PieceMatcher
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a vocabulary's file says about it.
+
+    `control` and `user_defined` give the texts of tokens that are never made by merging: control tokens only come
+    from text where the caller asks for it, user-defined ones wherever their text stands. `prefix` is put before a
+    text when it is encoded; a text begins at the first id, and after each id in `text_starts`.
+    """
+
+    source: str  # the file, for messages
+    vocab_size: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    stop_ids: frozenset[int] | None = None  # None: `eos_ids`
+    add_bos: bool = False
+    prefix: str = ""
+    text_starts: frozenset[int] = frozenset()
+    control: Mapping[int, str] = field(default_factory=dict)
+    user_defined: Mapping[int, str] = field(default_factory=dict)
+    chat_template: str | None = None
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back. Immutable after loading: any number of threads may use one at once.
+
+    vocab_size: number of ids, which are 0 to vocab_size - 1.
+    bos_id: the id that begins a text, or None. add_bos: whether this model's texts begin with it.
+    eos_ids: ids that end a text or a turn. stop_ids: ids at which generation stops; the same, but for llama2.c's files.
+    control_ids: ids that add nothing to the text, and that text becomes only with `special=True`.
+    chat_template: Jinja source, or None.
+    """
+
+    def __init__(self, traits: Traits) -> None:
+        self._traits = traits
+        self.vocab_size: int = traits.vocab_size
+        self.bos_id: int | None = traits.bos_id
+        self.eos_ids: frozenset[int] = traits.eos_ids
+        self.stop_ids: frozenset[int] = traits.eos_ids if traits.stop_ids is None else traits.stop_ids
+        self.control_ids: frozenset[int] = frozenset(traits.control)
+        self.chat_template: str | None = traits.chat_template
+        self.add_bos: bool = traits.add_bos
+        self._known_bytes: dict[int, bytes] = {}
+
+    # ---- loading -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Tokenizer:
+        """Read a `tokenizer.bin`, `tokenizer.model` or `tokenizer.json`, a folder with one, or a GGUF's vocabulary.
+
+        The kind is found from the first bytes. Raises `TokenizerError` where the file holds no usable vocabulary,
+        `ModelFormatError` for a damaged GGUF, and `OSError` as `open` does.
+        """
+        from pyllm.tokenizers.loading import load  # here: it knows all kinds, and each of them knows this class
+
+        return load(path)
+
+    @staticmethod
+    def from_checkpoint(checkpoint: Checkpoint) -> Tokenizer | None:
+        """The vocabulary in a model's file; None where it has none. Cheap: tables are built by the first encode.
+
+        Raises `TokenizerError` for a damaged vocabulary or a kind that is not known here.
+        """
+        from pyllm.tokenizers.gguf import from_metadata  # here: see `load`
+
+        return from_metadata(checkpoint.metadata, str(checkpoint.path))
+
+    # ---- encoding ----------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, bos: bool | None = None, eos: bool = False, special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        `bos`: begin with the BOS id; None does what the model's file says. `eos`: end with the EOS id. `special`:
+        control tokens in the text become such; otherwise they are text like any other. Raises `TypeError` for what
+        is no `str`, `TokenizerError` for lone surrogates and for a BOS or EOS that the vocabulary does not have.
+        """
+        check_text(text)
+        matcher = self._all_whole_pieces if special else self._user_pieces
+        return self.frame(self.encode_parts(matcher.split(text)), bos=bos, eos=eos)
+
+    def encode_batch(
+        self, texts: Iterable[str], *, bos: bool | None = None, eos: bool = False, special: bool = False
+    ) -> list[list[int]]:
+        """`encode` for each of several texts."""
+        if isinstance(texts, str):
+            raise TypeError("encode_batch() takes several texts; a single one goes to encode()")
+        return [self.encode(text, bos=bos, eos=eos, special=special) for text in texts]
+
+    def split_control(self, text: str) -> list[str | int]:
+        """A text as ids of the control tokens in it and the stretches between them."""
+        return self._control_pieces.split(text)
+
+    def split_user_defined(self, text: str) -> list[str | int]:
+        """A text as ids of the user-defined tokens in it and the stretches between them."""
+        return self._user_pieces.split(text)
+
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Ids of a text given as ids and the stretches between them, in which no whole piece is looked for."""
+        ids: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids += self._encode_stretch(part, not ids or ids[-1] in self._traits.text_starts)
+        return ids
+
+    def frame(self, ids: list[int], *, bos: bool | None, eos: bool) -> list[int]:
+        """Ids with BOS before and EOS after them, as asked."""
+        if self.add_bos if bos is None else bos:
+            ids = [self._need(self.bos_id, "BOS"), *ids]
+        return [*ids, self._need(self._traits.eos_id, "EOS")] if eos else ids
+
+    # ---- decoding ----------------------------------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        """The text of some ids. Control tokens add nothing; bytes that are no UTF-8 become U+FFFD.
+
+        Raises `ValueError` for an id outside the vocabulary.
+        """
+        take = self.decoder().take
+        return b"".join([take(index(token)) for token in ids]).decode("utf-8", "replace")
+
+    def decoder(self) -> Decoder:
+        """An incremental decoder for one text."""
+        return Decoder(self.token_bytes, self._traits.prefix.encode(), self._traits.text_starts)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to the text; b"" for control tokens. Raises `ValueError` for an id out of range."""
+        data = self._known_bytes.get(token)
+        if data is None:
+            token = self._check_id(token)
+            data = b"" if token in self.control_ids else self._bytes_of(token)
+            self._known_bytes[token] = data
+        return data
+
+    def id_to_piece(self, token: int) -> str:
+        """The token as the vocabulary's file writes it. Raises `ValueError` for an id out of range."""
+        return self._piece(self._check_id(token))
+
+    # ---- what each kind of vocabulary adds ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
+        """Ids of a non-empty text without whole pieces; `at_start`: a text begins here, so `prefix` applies."""
+
+    @abstractmethod
+    def _bytes_of(self, token: int) -> bytes:
+        """What a token that is no control token, and whose id is in range, adds to the text."""
+
+    @abstractmethod
+    def _piece(self, token: int) -> str:
+        """The file's own writing of a token whose id is in range."""
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _control_pieces(self) -> PieceMatcher:
+        return PieceMatcher(self._traits.control)
+
+    @cached_property
+    def _user_pieces(self) -> PieceMatcher:
+        return PieceMatcher(self._traits.user_defined)
+
+    @cached_property
+    def _all_whole_pieces(self) -> PieceMatcher:
+        return PieceMatcher({**self._traits.control, **self._traits.user_defined})
+
+    def _check_id(self, token: SupportsIndex) -> int:
+        token = index(token)
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}")
+        return token
+
+    def _need(self, token: int | None, name: str) -> int:
+        if token is None:
+            raise TokenizerError(f"{self._traits.source}: the vocabulary has no {name} token")
+        return token
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.vocab_size} tokens from {self._traits.source}>"
+
+
+def check_text(text: object) -> None:
+    """Raises `TypeError` for what is no `str` and `TokenizerError` for lone surrogates, which are no characters."""
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, which is half "
+            "of a character: the text was decoded wrongly"
+        ) from None
