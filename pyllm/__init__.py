@@ -55,8 +55,16 @@ __version__: str
 
 logging.getLogger("pyllm").addHandler(logging.NullHandler())
 
-if os.environ.get("PYLLM_ISA"):
-    _core.isa_select(os.environ["PYLLM_ISA"])
+
+def _select_isa(name: str | None) -> None:
+    """PYLLM_ISA: the level of kernels to use instead of the best one."""
+    if name and name not in _core.isa_names():
+        raise ValueError(f"PYLLM_ISA={name}: this machine runs {', '.join(_core.isa_names())}")
+    if name:
+        _core.isa_select(name)
+
+
+_select_isa(os.environ.get("PYLLM_ISA"))
 
 
 def __getattr__(name: str) -> str:

@@ -284,7 +284,8 @@ class Generation:
     def _draw_next(self, stepper: Stepper) -> Chunk | None:
         logits = self._advance(stepper)
         if logits is None:
-            return self._finish("cancelled")
+            self._finish("cancelled")
+            return None
         token = self._sampler.draw(logits, self._ids)
         measure = self._plan.log_probability
         logprob = measure(logits, token) if measure else None

@@ -276,9 +276,9 @@ class Model:
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after each of `tokens`: float32 (n, vocab)."""
         ids = self.check_tokens(tokens)
-        rows = np.empty((len(ids), self._config.vocab_size), np.float32)
-        with self.session(self._context_length) as session:
-            done = 0
+        with self.session() as session:
+            session.check_room(len(ids))
+            rows, done = np.empty((len(ids), self._config.vocab_size), np.float32), 0
             for block in session.sweep(ids):
                 rows[done : done + len(block)] = block
                 done += len(block)
@@ -294,7 +294,7 @@ class Model:
         if len(ids) < 2:
             raise ValueError(f"{len(ids)} token(s): a score needs at least 2, one to start from and one to foresee")
         logprobs: list[float] = []
-        with self.session(self._context_length) as session:
+        with self.session() as session:
             for block in session.sweep(ids[:-1]):
                 logprobs += [_core.log_probability(row, ids[len(logprobs) + 1 + i]) for i, row in enumerate(block)]
         return Score(tuple(ids), tuple(logprobs))
@@ -445,15 +445,24 @@ def _choose_tokenizer(
     given: str | os.PathLike[str] | Tokenizer | None, checkpoint: Checkpoint, config: ModelConfig
 ) -> Tokenizer | None:
     if given is None:
-        return Tokenizer.from_checkpoint(checkpoint)
-    tokenizer = Tokenizer.load(given) if isinstance(given, (str, os.PathLike)) else given
-    exact = checkpoint.format == "llama2c"  # other vocabularies may be padded to a round number
-    if tokenizer.vocab_size > config.vocab_size or (exact and tokenizer.vocab_size != config.vocab_size):
+        tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    elif isinstance(given, Tokenizer):
+        tokenizer = given
+    else:
+        tokenizer = Tokenizer.load(given)
+    if tokenizer is not None:
+        _check_vocabulary(tokenizer, checkpoint, config)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Another model's tokenizer gives fluent nonsense. Embeddings may be padded, but never in llama2.c's files."""
+    padded = tokenizer.vocab_size < config.vocab_size and checkpoint.format != "llama2c"
+    if tokenizer.vocab_size != config.vocab_size and not padded:
         raise TokenizerError(
             f"the tokenizer's {tokenizer.vocab_size} pieces do not fit {checkpoint.path.name}, whose vocabulary has "
             f"{config.vocab_size}"
         )
-    return tokenizer
 
 
 def _bind_all(

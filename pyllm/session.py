@@ -145,7 +145,7 @@ class Session:
         """
         options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
         ids = self._model.encode_prompt(prompt, begin=not self._tokens)
-        self._check_room(len(ids))
+        self.check_room(len(ids))
         return begin_generation(self._model, Steps(lambda: self, owned=False), ids, self, options)
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Session:
 
     def sweep(self, tokens: Sequence[int]) -> Iterator[Logits]:
         """Take `tokens` in; yields the logits after every one, `LOGIT_ROWS` (n, vocab) at a time."""
-        self._check_room(len(tokens))
+        self.check_room(len(tokens))
         for start in range(0, len(tokens), LOGIT_ROWS):
             chunk = tokens[start : start + LOGIT_ROWS]
             with self._entered():
@@ -202,6 +202,13 @@ class Session:
         with self._entered():
             self._native.load_state(state, evaluated)
             self._tokens = tokens
+
+    def check_room(self, n: int) -> None:
+        """Raise `ContextLengthError` where `n` more tokens do not fit."""
+        if len(self._tokens) + n > self._context_length:
+            raise ContextLengthError(
+                f"{n} tokens after {len(self._tokens)} exceed the context of {self._context_length} tokens"
+            )
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -229,15 +236,9 @@ class Session:
             finally:
                 self._lock.release()
 
-    def _check_room(self, n: int) -> None:
-        if len(self._tokens) + n > self._context_length:
-            raise ContextLengthError(
-                f"{n} tokens after {len(self._tokens)} exceed the context of {self._context_length} tokens"
-            )
-
     def _evaluate(self, ids: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
         """Evaluate the tokens that are waiting, then `ids`, in chunks; all or nothing. None where `poll` stopped it."""
-        self._check_room(len(ids))
+        self.check_room(len(ids))
         taken, evaluated = len(self._tokens), self._native.position
         if evaluated == taken + len(ids):  # nothing to do but to look again: the last one gives the same bits again
             if evaluated == 0:

@@ -106,7 +106,7 @@ def test_linear_scaling_becomes_rope_factors(fields: dict[str, Any]) -> None:
     factors = bound(checkpoint)["rope_factors", 0]
     assert np.frombuffer(checkpoint.view(factors.tensor), "<f4").tolist() == [4.0] * 8
     both = {**tinygguf.llama_tensors(SHAPE), "rope_freqs.weight": (tinygguf.F32, (8,), bytes(32))}
-    with pytest.raises(UnsupportedModelError, match="rope_freqs.weight and llama.rope.scaling.factor = 4"):
+    with pytest.raises(UnsupportedModelError, match=r"rope_freqs\.weight and llama\.rope\.scaling\.factor = 4"):
         bound(checkpoint_of(fields, both))
 
 

@@ -17,7 +17,9 @@ from tinygguf import Shape, llama_metadata, llama_tensors, tiny_vocabulary, writ
 import pyllm
 from pyllm import bench, catalogue, cli
 
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+TEMPLATE = """\
+{% for m in messages %}{{ m.role }}: {{ m.content }}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
 Captured = pytest.CaptureFixture[str]
 
 

@@ -44,7 +44,8 @@ def values(checkpoint: Checkpoint, name: str) -> Array:
     assert spec.type_id == LLAMA2C_Q8
     n = int(np.prod(spec.shape))
     codes, scales = np.frombuffer(data[:n], np.int8), np.frombuffer(data[n:], "<f4")
-    return (codes.reshape(-1, spec.group) * scales[:, None]).reshape(spec.shape)
+    out: Array = (codes.reshape(-1, spec.group) * scales[:, None]).reshape(spec.shape)
+    return out
 
 
 def source_of(checkpoint: Checkpoint) -> TensorSource:

@@ -4,7 +4,7 @@
  * must not saturate); a second plane of activations is one more column whose dot counts 256-fold. Codes of 8 bits
  * would saturate there, so they and their activations are split into int16 (vpmaddwd), where two planes are one.
  *
- * A template's arguments up to `wide` are constants at every call: each combination is an instance of its own. */
+ * A template's arguments up to the first pointer are constants at every call: each combination is an instance of its own. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
@@ -14,7 +14,7 @@
 
 PL_TARGET_BEGIN("avx2,fma,f16c")
 
-enum { MAX_COLUMNS = 8, ROWS = 8 /* in a vector */, AHEAD = 4096 /* bytes from a load to its prefetch */ };
+enum { MAX_VECTORS = 4, ROWS = 8 /* in a vector */, HALVES = 2, AHEAD = 4096 /* bytes from a load to its prefetch */ };
 
 /* ---- a block of a strip: 32 k, sub-block j of a block of 256 ----------------------------------------------------- */
 
@@ -27,12 +27,12 @@ PL_INLINE int bits_of(pl_packing packing) {
     }
 }
 
-/* What is taken from a stored code to get the one that counts, as a power of two; -1 for nothing. */
+/* What is taken from a stored code to get the one that counts, as a power of two; -1 where
+ * that is nothing or, with Q6_K, has been taken already. */
 PL_INLINE int log2_bias_of(pl_packing packing) {
     switch (packing) {
         case PL_PACK_Q4: return 3;
         case PL_PACK_Q5: return 4;
-        case PL_PACK_Q6K: return 5;
         case PL_PACK_Q8: case PL_PACK_Q8F: return 7;
         default: return -1;
     }
@@ -151,14 +151,16 @@ PL_INLINE __m256i codes_group(int bits, const void *codes, int group, int row) {
 
 /* ---- activations of one block, for `columns` columns -------------------------------------------------------------- */
 
+typedef __m256 sums[MAX_VECTORS][HALVES]; /* (column, half of the rows) */
+
 typedef struct acts_block {
     const int8_t *q; /* of column 0; column c at q + c * planes * k, its low plane k further */
     int64_t k, blocks;
     const float *scale, *offset; /* of column 0; column c at [c * blocks] */
     const int32_t *sum;
     /* Made from q once per block: */
-    int32_t even[MAX_COLUMNS][8], odd[MAX_COLUMNS][8]; /* a[4 g + 0, 2] and a[4 g + 1, 3] as pairs of int16 */
-    int32_t bias[MAX_COLUMNS][8]; /* per plane: 32 (a[0] + a[1]), 32 (a[2] + a[3]) as int16, summed over each 16 k */
+    int32_t even[MAX_VECTORS][8], odd[MAX_VECTORS][8]; /* a[4 g + 0, 2] and a[4 g + 1, 3] as pairs of int16 */
+    int32_t bias[MAX_VECTORS][8]; /* per plane: 32 (a[0] + a[1]), 32 (a[2] + a[3]) as int16, summed over each 16 k */
 } acts_block;
 
 PL_INLINE __m256i low_bytes(__m256i x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); }
@@ -187,9 +189,9 @@ PL_INLINE void sum_bias(int vectors, acts_block *x) {
     }
 }
 
-/* ---- integer dots: dot[c][w] of the 8 rows from row + 8 w -------------------------------------------------------- */
+/* ---- integer dots of all 16 rows: [column][rows 0 to 7, 8 to 15] -------------------------------------------------- */
 
-typedef __m256i dots[MAX_COLUMNS][2];
+typedef __m256i dots[MAX_VECTORS][HALVES];
 
 PL_INLINE __m256i broadcast(const void *p) {
     int32_t x;
@@ -197,25 +199,28 @@ PL_INLINE __m256i broadcast(const void *p) {
     return _mm256_set1_epi32(x);
 }
 
+/* Keeps a sum where and as it is: left free, GCC turns the chains into trees that need twice the registers there are. */
+PL_INLINE __m256i pinned(__m256i sum) {
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 /* Four or eight groups of codes in int16 before anything is widened. The largest sums, two products a pair:
  *   4 bits: 15 * 128 * 2 * 8 groups = 30720;   5 bits: 31 * 128 * 2 * 4 groups = 31744
  *   6 bits: 63 * 128 * 2 = 16128 in one group, and with four the sum taken is that of (32 - code) * a, from
  *   -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512; on the way to it int16 may wrap around. */
-PL_INLINE void sum_groups(int bits, int planes, int columns, int wide, const void *codes, int row, int from, int to,
-                          const acts_block *x, __m256i sum[MAX_COLUMNS][2]) {
-    const int vectors = columns * planes;
+PL_INLINE void sum_groups(int bits, int vectors, const void *codes, int from, int to, const acts_block *x, dots sum) {
     PL_UNROLL for (int g = from; g < to; g++) {
-        __m256i w[2];
-        PL_UNROLL for (int i = 0; i < wide; i++) w[i] = codes_group(bits, codes, g, row + ROWS * i);
+        __m256i w[HALVES] = {codes_group(bits, codes, g, 0), codes_group(bits, codes, g, ROWS)};
         PL_UNROLL for (int v = 0; v < vectors; v++) {
             __m256i a = broadcast(x->q + v * x->k + 4 * g);
-            PL_UNROLL for (int i = 0; i < wide; i++) {
+            PL_UNROLL for (int i = 0; i < HALVES; i++) {
                 __m256i pairs = _mm256_maddubs_epi16(w[i], a);
                 if (bits == 6) {
                     __m256i before = g == from ? broadcast(&x->bias[v][g]) : sum[v][i];
-                    sum[v][i] = _mm256_sub_epi16(before, pairs);
+                    sum[v][i] = pinned(_mm256_sub_epi16(before, pairs));
                 } else {
-                    sum[v][i] = g == from ? pairs : _mm256_add_epi16(sum[v][i], pairs);
+                    sum[v][i] = pinned(g == from ? pairs : _mm256_add_epi16(sum[v][i], pairs));
                 }
             }
         }
@@ -223,10 +228,10 @@ PL_INLINE void sum_groups(int bits, int planes, int columns, int wide, const voi
 }
 
 /* dot (+)= the sums of the planes, 256 high + low. */
-PL_INLINE void widen(int bits, int planes, int columns, int wide, int add, __m256i sum[MAX_COLUMNS][2], dots dot) {
+PL_INLINE void widen(int bits, int planes, int columns, int add, dots sum, dots dot) {
     const int sign = bits == 6 ? -1 : 1;
     PL_UNROLL for (int c = 0; c < columns; c++) {
-        PL_UNROLL for (int i = 0; i < wide; i++) {
+        PL_UNROLL for (int i = 0; i < HALVES; i++) {
             __m256i total = _mm256_madd_epi16(sum[c * planes + planes - 1][i], _mm256_set1_epi16((short)sign));
             if (planes == 2) {
                 __m256i high = _mm256_madd_epi16(sum[c * planes][i], _mm256_set1_epi16((short)(256 * sign)));
@@ -237,32 +242,36 @@ PL_INLINE void widen(int bits, int planes, int columns, int wide, int add, __m25
     }
 }
 
-PL_INLINE void dot_bytes(int bits, int planes, int columns, int wide, const void *codes, int row, int step,
-                         const acts_block *x, dots dot) {
+PL_INLINE void dot_bytes(int bits, int planes, int columns, const void *codes, int step, const acts_block *x,
+                         dots dot) {
     const int at_once = bits == 4 ? 8 : 4, from = 4 * step, to = bits == 6 ? from + 4 : 8;
     PL_UNROLL for (int g = from; g < to; g += at_once) {
-        __m256i sum[MAX_COLUMNS][2];
-        sum_groups(bits, planes, columns, wide, codes, row, g, g + at_once, x, sum);
-        widen(bits, planes, columns, wide, g > from, sum, dot);
+        dots sum;
+        sum_groups(bits, planes * columns, codes, g, g + at_once, x, sum);
+        widen(bits, planes, columns, g > from, sum, dot);
     }
 }
 
-/* Codes of 8 bits, or of 6 minus 32, as int16 pairs: each product pair is exact in int32. */
-PL_INLINE void dot_words(int bits, int columns, int wide, const void *codes, int row, int step, const acts_block *x,
-                         dots dot) {
+/* Codes as int16 pairs to meet a[0, 2] or a[1, 3] of a group; 6 bits without their bias. */
+PL_INLINE __m256i words(int bits, __m256i codes, int odd) {
+    __m256i w = odd ? _mm256_srli_epi16(codes, 8) : _mm256_and_si256(codes, _mm256_set1_epi16(255));
+    return bits == 6 ? _mm256_sub_epi16(w, _mm256_set1_epi16(32)) : w;
+}
+
+/* Codes of 8 bits, or 6, in int16: each pair of products is exact in int32. */
+PL_INLINE void dot_words(int bits, int columns, const void *codes, int step, const acts_block *x, dots dot) {
     const int from = 4 * step, to = bits == 6 ? from + 4 : 8;
     PL_UNROLL for (int g = from; g < to; g++) {
-        PL_UNROLL for (int i = 0; i < wide; i++) {
-            __m256i w = codes_group(bits, codes, g, row + ROWS * i);
-            __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(w, 8);
-            if (bits == 6) {
-                even = _mm256_sub_epi16(even, _mm256_set1_epi16(32));
-                odd = _mm256_sub_epi16(odd, _mm256_set1_epi16(32));
-            }
+        __m256i u[HALVES] = {codes_group(bits, codes, g, 0), codes_group(bits, codes, g, ROWS)};
+        PL_UNROLL for (int odd = 0; odd < 2; odd++) {
+            __m256i w[HALVES] = {words(bits, u[0], odd), words(bits, u[1], odd)};
             PL_UNROLL for (int c = 0; c < columns; c++) {
-                __m256i pair = _mm256_madd_epi16(even, broadcast(&x->even[c][g]));
-                dot[c][i] = g == from ? pair : _mm256_add_epi32(dot[c][i], pair);
-                dot[c][i] = _mm256_add_epi32(dot[c][i], _mm256_madd_epi16(odd, broadcast(&x->odd[c][g])));
+                __m256i a = broadcast(odd ? &x->odd[c][g] : &x->even[c][g]);
+                PL_UNROLL for (int i = 0; i < HALVES; i++) {
+                    __m256i products = _mm256_madd_epi16(w[i], a);
+                    int is_first = g == from && !odd;
+                    dot[c][i] = pinned(is_first ? products : _mm256_add_epi32(dot[c][i], products));
+                }
             }
         }
     }
@@ -277,70 +286,75 @@ PL_INLINE int in_words(pl_packing packing, int planes, int columns) {
 
 /* dot - bias * sum, where the dot has left the bias in. */
 PL_INLINE __m256i unbiased(pl_packing packing, __m256i dot, const int32_t *sum) {
-    if (log2_bias_of(packing) < 0 || packing == PL_PACK_Q6K) return dot;
+    if (log2_bias_of(packing) < 0) return dot;
     return _mm256_sub_epi32(dot, _mm256_slli_epi32(broadcast(sum), log2_bias_of(packing)));
 }
 
-/* The steps of one block of 32 k for the rows from `row` on; y (columns, 2) holds rows row + 8 w. */
-PL_INLINE void block_step(pl_packing packing, int planes, int columns, int wide, const void *block, int j, int row,
-                          const acts_block *x, __m256 y[MAX_COLUMNS][2], int at) {
-    const int bits = bits_of(packing), steps = packing == PL_PACK_Q6K ? 2 : 1;
-    const void *codes = codes_of(packing, block, j);
-    PL_UNROLL for (int step = 0; step < steps; step++) {
-        dots dot;
-        if (in_words(packing, planes, columns)) dot_words(bits, columns, wide, codes, row, step, x, dot);
-        else dot_bytes(bits, planes, columns, wide, codes, row, step, x, dot);
-        PL_UNROLL for (int i = 0; i < wide; i++) {
-            __m256 scale = scale_of(packing, block, j, step, row + ROWS * i);
-            PL_UNROLL for (int c = 0; c < columns; c++) {
-                __m256 s = _mm256_cvtepi32_ps(unbiased(packing, dot[c][i], &x->sum[c * x->blocks]));
-                __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(x->scale[c * x->blocks]));
-                y[c][at + i] = _mm256_fmadd_ps(s, both, y[c][at + i]);
-            }
-        }
-    }
-    if (!has_minimum(packing)) return;
-    PL_UNROLL for (int i = 0; i < wide; i++) {
-        __m256 minimum = minimum_of(packing, block, j, row + ROWS * i);
+/* y = fma(dot, scale_w scale_x, y) for one step of a block. */
+PL_INLINE void add_scaled(pl_packing packing, int columns, const void *block, int j, int step, const acts_block *x,
+                          dots dot, sums y) {
+    PL_UNROLL for (int i = 0; i < HALVES; i++) {
+        __m256 scale = scale_of(packing, block, j, step, i * ROWS);
         PL_UNROLL for (int c = 0; c < columns; c++) {
-            y[c][at + i] = minimum_step(packing, minimum, _mm256_set1_ps(x->offset[c * x->blocks]), y[c][at + i]);
+            __m256 s = _mm256_cvtepi32_ps(unbiased(packing, dot[c][i], &x->sum[c * x->blocks]));
+            __m256 both = _mm256_mul_ps(scale, _mm256_broadcast_ss(&x->scale[c * x->blocks]));
+            y[c][i] = _mm256_fmadd_ps(s, both, y[c][i]);
         }
     }
+}
+
+PL_INLINE void add_minimum(pl_packing packing, int columns, const void *block, int j, const acts_block *x, sums y) {
+    PL_UNROLL for (int i = 0; i < HALVES; i++) {
+        __m256 minimum = minimum_of(packing, block, j, i * ROWS);
+        PL_UNROLL for (int c = 0; c < columns; c++) {
+            y[c][i] = minimum_step(packing, minimum, _mm256_broadcast_ss(&x->offset[c * x->blocks]), y[c][i]);
+        }
+    }
+}
+
+PL_INLINE void add_block(pl_packing packing, int planes, int columns, const void *block, int j, acts_block *x, sums y) {
+    const int bits = bits_of(packing), words = in_words(packing, planes, columns);
+    const void *codes = codes_of(packing, block, j);
+    if (words) split_words(planes, columns, x);
+    else if (bits == 6) sum_bias(columns * planes, x);
+    PL_UNROLL for (int step = 0; step < (bits == 6 ? 2 : 1); step++) {
+        dots dot;
+        if (words) dot_words(bits, columns, codes, step, x, dot);
+        else dot_bytes(bits, planes, columns, codes, step, x, dot);
+        add_scaled(packing, columns, block, j, step, x, dot, y);
+    }
+    if (has_minimum(packing)) add_minimum(packing, columns, block, j, x, y);
 }
 
 PL_INLINE void prefetch(const void *p, int64_t bytes) {
     PL_UNROLL for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
 }
 
-PL_INLINE acts_block first_block(const pl_acts *x, int64_t column) {
-    int64_t blocks = x->k / PL_BLOCK;
-    return (acts_block){.q = x->q + column * x->planes * x->k, .k = x->k, .blocks = blocks,
-                        .scale = x->scale + column * blocks, .offset = x->offset + column * blocks,
-                        .sum = x->sum + column * blocks};
+PL_INLINE void start(const pl_acts *x, int64_t column, acts_block *first) {
+    first->k = x->k;
+    first->blocks = x->k / PL_BLOCK;
+    first->q = x->q + column * x->planes * x->k;
+    first->scale = x->scale + column * first->blocks;
+    first->offset = x->offset + column * first->blocks;
+    first->sum = x->sum + column * first->blocks;
 }
 
-PL_INLINE void next_block(acts_block *x) {
+PL_INLINE void advance(acts_block *x) {
     x->q += PL_BLOCK, x->scale++, x->offset++, x->sum++;
 }
 
-/* 16 rows, some columns: with few of them (wide == 2) all sums stay in registers; with many the rows are taken 8 at a
- * time, so that the registers hold the columns' dots, and y waits in the first-level cache. */
-PL_INLINE void tile(pl_packing packing, int planes, int columns, int wide, const void *strip, const pl_acts *acts,
-                    int64_t column, float *out, int64_t ldy) {
+PL_INLINE void tile(pl_packing packing, int planes, int columns, const void *strip, const pl_acts *acts, int64_t column,
+                    float *out, int64_t ldy) {
     const int per_struct = blocks_per_struct(packing);
     const int64_t bytes = struct_bytes(packing);
-    acts_block x = first_block(acts, column);
-    __m256 y[MAX_COLUMNS][2];
+    acts_block x;
+    sums y;
+    start(acts, column, &x);
     PL_UNROLL for (int c = 0; c < columns; c++) y[c][0] = y[c][1] = _mm256_setzero_ps();
     for (const char *block = strip, *end = block + x.blocks / per_struct * bytes; block < end; block += bytes) {
-        for (int j = 0; j < per_struct; j++) {
-            if (columns == 1) prefetch(block + j * bytes / per_struct, bytes / per_struct);
-            if (in_words(packing, planes, columns)) split_words(planes, columns, &x);
-            else if (packing == PL_PACK_Q6K) sum_bias(columns * planes, &x);
-            for (int row = 0; row < PL_STRIP; row += ROWS * wide) {
-                block_step(packing, planes, columns, wide, block, j, row, &x, y, row / ROWS);
-            }
-            next_block(&x);
+        for (int j = 0; j < per_struct; j++, advance(&x)) {
+            if (columns == 1) prefetch(block + j * (bytes / per_struct), bytes / per_struct);
+            add_block(packing, planes, columns, block, j, &x, y);
         }
     }
     PL_UNROLL for (int c = 0; c < columns; c++) {
@@ -351,12 +365,11 @@ PL_INLINE void tile(pl_packing packing, int planes, int columns, int wide, const
 
 PL_INLINE void matmul(pl_packing packing, int planes, const void *strip, const pl_acts *x, int64_t first, int64_t n,
                       float *y, int64_t ldy) {
-    const int most = planes == 2 && !in_words(packing, planes, 8) ? 4 : 8;
+    const int most = in_words(packing, planes, MAX_VECTORS) ? MAX_VECTORS : MAX_VECTORS / planes;
     int64_t c = 0;
-    for (; most == 8 && c + 8 <= n; c += 8) tile(packing, planes, 8, 1, strip, x, first + c, y + c * ldy, ldy);
-    for (; c + 4 <= n; c += 4) tile(packing, planes, 4, planes * 4 > 4 ? 1 : 2, strip, x, first + c, y + c * ldy, ldy);
-    if (c + 2 <= n) tile(packing, planes, 2, 2, strip, x, first + c, y + c * ldy, ldy), c += 2;
-    if (c < n) tile(packing, planes, 1, 2, strip, x, first + c, y + c * ldy, ldy);
+    for (; most == 4 && c + 4 <= n; c += 4) tile(packing, planes, 4, strip, x, first + c, y + c * ldy, ldy);
+    for (; c + 2 <= n; c += 2) tile(packing, planes, 2, strip, x, first + c, y + c * ldy, ldy);
+    if (c < n) tile(packing, planes, 1, strip, x, first + c, y + c * ldy, ldy);
 }
 
 #define MATMUL(type, packing)                                                                                        \

@@ -44,7 +44,7 @@ int32_t pl_session_truncate(pl_session *s, int64_t position, pl_error *err) {
 }
 
 int32_t pl_session_fork(const pl_session *from, pl_session **out, pl_error *err) {
-    pl_session *to;
+    pl_session *to = NULL;
     int32_t status = pl_session_new(from->model, from->context_length, &to, err);
     if (status != PL_OK) return status;
     to->position = from->position;

@@ -14,7 +14,9 @@ class Decoder:
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], prefix: bytes, starts: Container[int]) -> None:
-        """`prefix`: what encoding puts before a text, and decoding takes away; a text begins after an id in `starts`."""
+        """`prefix`: what encoding puts before a text, and decoding takes away once. A text begins with the first id
+        that adds anything, and after each id in `starts`.
+        """
         self._token_bytes = token_bytes
         self._prefix = prefix
         self._starts = starts
@@ -38,7 +40,6 @@ class Decoder:
     def take(self, token: int) -> bytes:
         """The bytes that `token` adds to the text, whole characters or not. For use without `push`."""
         data = self._token_bytes(token)
-        if self._at_start:
-            data = data.removeprefix(self._prefix)
-        self._at_start = token in self._starts
-        return data
+        at_start = self._at_start
+        self._at_start = token in self._starts or (at_start and not data)
+        return data.removeprefix(self._prefix) if at_start else data

@@ -1,6 +1,7 @@
 """A fuzz target for the parsers of model files: any bytes give a described model or a `PyllmError`.
 
-    python tests/fuzz/fuzz_formats.py [libFuzzer options] [corpus folder]     with atheris (pip install atheris)
+    python tests/fuzz/fuzz_formats.py --write-corpus FOLDER                   valid files to begin from
+    python tests/fuzz/fuzz_formats.py [libFuzzer options] FOLDER              with atheris (pip install atheris)
     python tests/fuzz/fuzz_formats.py --rounds 100000 --seed 1                without it: seeded mutations
 
 Without atheris the same target runs over `mutations` of tiny valid files; `tests/test_hostile_files.py` does so in the
@@ -49,7 +50,7 @@ def exercise(data: bytes) -> str:
 def check_invariants(checkpoint: Checkpoint, size: int) -> None:
     """What C relies on: every tensor lies inside the file, and all metadata can be looked at."""
     for spec in checkpoint.tensors.values():
-        if not (0 <= spec.offset and 0 < spec.nbytes and spec.offset + spec.nbytes <= size):
+        if min(spec.offset, spec.nbytes - 1) < 0 or spec.offset + spec.nbytes > size:
             raise AssertionError(f"{spec} lies outside the file of {size} bytes")
         if len(checkpoint.view(spec)) != spec.nbytes:
             raise AssertionError(f"{spec} has a view of another size")
@@ -148,7 +149,7 @@ def run_mutations(rounds: int, seed: int) -> None:
 
 def run_atheris() -> None:
     """Coverage-guided fuzzing; libFuzzer reads the command line."""
-    import atheris
+    import atheris  # type: ignore[import-untyped]
 
     atheris.instrument_all()
     atheris.Setup(sys.argv, lambda data: exercise(data) and None)
@@ -159,8 +160,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="fuzz the parsers of model files")
     parser.add_argument("--rounds", type=int, help="run so many seeded mutations per file instead of atheris")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write-corpus", type=Path, metavar="FOLDER", help="write the valid files there, and no more")
     options, rest = parser.parse_known_args()
-    if options.rounds is None and rest:
+    if options.write_corpus:
+        options.write_corpus.mkdir(parents=True, exist_ok=True)
+        for name, data in seeds().items():
+            (options.write_corpus / name).write_bytes(data)
+    elif options.rounds is None and rest:
         run_atheris()
     else:
         run_mutations(options.rounds or 10_000, options.seed)

@@ -1,0 +1,402 @@
+"""The only module that touches cffi: thin handles over `csrc/pyllm_api.h`, and its errors as exceptions.
+
+cffi releases the GIL for the length of every call, so other Python threads run while the C library computes. Handles
+are not locked; `Session` holds the lock that one timeline needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyllm._native import ffi, lib
+from pyllm.config import ModelConfig
+from pyllm.errors import (
+    ClosedError,
+    ContextLengthError,
+    ModelFormatError,
+    OutOfMemoryError,
+    PyllmError,
+    UnsupportedModelError,
+)
+
+
+class Interrupted(PyllmError):
+    """The poll callback asked an evaluation to stop; the session is as it was before."""
+
+
+EXCEPTIONS: dict[int, type[Exception]] = {
+    lib.PL_INVALID: ValueError,
+    lib.PL_FORMAT: ModelFormatError,
+    lib.PL_UNSUPPORTED: UnsupportedModelError,
+    lib.PL_MEMORY: OutOfMemoryError,
+    lib.PL_CONTEXT: ContextLengthError,
+    lib.PL_INTERRUPTED: Interrupted,
+}
+
+KV_TYPES = {"f16": lib.PL_TYPE_F16, "f32": lib.PL_TYPE_F32}
+
+SLOTS = {
+    name[len("PL_SLOT_") :].lower(): getattr(lib, name)
+    for name in dir(lib)
+    if name.startswith("PL_SLOT_") and name != "PL_SLOT_COUNT"
+}
+
+
+def check(status: int, err: Any) -> None:
+    """Raise what a failed call has to say."""
+    if status != lib.PL_OK:
+        raise EXCEPTIONS[status](ffi.string(err.message).decode("utf-8", "replace"))
+
+
+def _error() -> Any:
+    return ffi.new("pl_error *")
+
+
+def _floats(array: np.ndarray) -> Any:
+    return ffi.from_buffer("float[]", array)
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def isa_names() -> list[str]:
+    """Kernel levels this machine runs, best first."""
+    names: list[str] = []
+    while (name := lib.pl_isa_name(len(names))) != ffi.NULL:
+        names.append(ffi.string(name).decode())
+    return names
+
+
+def isa_current() -> str:
+    """The kernel level in use."""
+    return ffi.string(lib.pl_isa_current()).decode()
+
+
+def isa_select(name: str) -> None:
+    """Use one kernel level from now on. Raises ValueError naming the levels there are."""
+    err = _error()
+    if lib.pl_isa_select(name.encode(), err) != lib.PL_OK:
+        raise ValueError(f"kernel level {name!r} is not one this machine runs: {', '.join(isa_names())}")
+
+
+def read_bandwidth(data: np.ndarray, threads: int, repeats: int) -> float:
+    """Bytes per second at which `threads` threads read `data`: the best of `repeats` passes."""
+    return float(lib.pl_read_bandwidth(ffi.from_buffer(data), data.nbytes, threads, repeats))
+
+
+# ---- weight types and single kernels ---------------------------------------------------------------------------------
+
+
+def weight_types() -> list[tuple[int, str, int, int]]:
+    """The table of weight types: (id, name, elements per block, bytes per block)."""
+    rows = []
+    while (info := lib.pl_type_at(len(rows))) != ffi.NULL:
+        rows.append((info.id, ffi.string(info.name).decode(), info.block_elements, info.block_bytes))
+    return rows
+
+
+def _source(type_id: int, rows: int, cols: int, data: Any, group: int) -> Any:
+    """A pl_source over `data`. The caller keeps what this returns alive as long as C reads it."""
+    buffer = ffi.from_buffer(data)
+    source = ffi.new("pl_source *", (type_id, rows, cols, group, buffer, len(buffer)))
+    return source, buffer
+
+
+def dequantize(type_id: int, rows: int, cols: int, data: Any, group: int = 0) -> np.ndarray:
+    """The values a stored tensor means, float32 (rows, cols)."""
+    err, out = _error(), np.empty((rows, cols), np.float32)
+    source, _buffer = _source(type_id, rows, cols, data, group)
+    check(lib.pl_dequantize(source, _floats(out), err), err)
+    return out
+
+
+def matmul_once(
+    isa: str, type_id: int, rows: int, cols: int, data: Any, x: np.ndarray, planes: int = 2, group: int = 0
+) -> np.ndarray:
+    """y = x W^T through the kernels of one level; x (n, cols), y (n, rows), float32."""
+    err, x = _error(), np.ascontiguousarray(x, np.float32)
+    if x.ndim != 2 or x.shape[1] != cols:
+        raise ValueError(f"x has shape {x.shape}; expected (n, {cols})")
+    y = np.empty((len(x), rows), np.float32)
+    source, _buffer = _source(type_id, rows, cols, data, group)
+    check(lib.pl_matmul_once(isa.encode(), source, _floats(x), len(x), planes, _floats(y), err), err)
+    return y
+
+
+def vector_once(isa: str, kernel: str, a: np.ndarray, b: np.ndarray, parameter: float) -> np.ndarray:
+    """One vector kernel of one level; a, b float32 (n), n a multiple of 16. Softmax returns (n + 2): sum, maximum."""
+    err, out = _error(), np.empty(len(a) + 2, np.float32)
+    a, b = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
+    check(lib.pl_vector_once(isa.encode(), kernel.encode(), _floats(a), _floats(b), len(a), parameter, _floats(out), err), err)
+    return out if kernel == "softmax" else out[: len(a)]
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """log softmax(logits)[token]; logits float32 (vocab,)."""
+    if not 0 <= token < len(logits):
+        raise ValueError(f"token id {token} is out of range: the vocabulary has ids 0 to {len(logits) - 1}")
+    return float(lib.pl_log_probability(_floats(np.ascontiguousarray(logits, np.float32)), len(logits), token))
+
+
+# ---- stopping --------------------------------------------------------------------------------------------------------
+
+
+class _Poll:
+    """What the C library's poll callback asks: the caller's question, and the exception it may have raised."""
+
+    def __init__(self, question: Callable[[], bool]) -> None:
+        self.question = question
+        self.raised: BaseException | None = None
+
+
+def _poll_failed(_kind: Any, exception: BaseException, traceback: Any) -> int:
+    # Reached for anything raised while the callback runs, Ctrl-C's KeyboardInterrupt above all: keep it, and stop.
+    # cffi hands over the callback's own frame, where the handle is.
+    frame = traceback.tb_frame if traceback else None
+    if frame is not None and "context" in frame.f_locals:
+        ffi.from_handle(frame.f_locals["context"]).raised = exception
+    return 1
+
+
+@ffi.def_extern(error=1, onerror=_poll_failed)
+def pyllm_poll(context: Any) -> int:
+    """Asked by the C library between layers, at most every 20 ms."""
+    return int(ffi.from_handle(context).question())
+
+
+# ---- models and sessions ---------------------------------------------------------------------------------------------
+
+
+class NativeModel:
+    """A `pl_model`. Frozen after `finish()`: any number of threads may use it at once."""
+
+    def __init__(self, config: ModelConfig, *, planes: int, kv_type: str, threads: int) -> None:
+        fields = {name: getattr(config, name) for name, _ in ffi.typeof("pl_config").fields if hasattr(config, name)}
+        native = ffi.new("pl_config *", {**fields, "planes": planes, "kv_type": KV_TYPES[kv_type]})
+        err, out = _error(), ffi.new("pl_model **")
+        check(lib.pl_model_new(native, out, err), err)
+        self._pointer = ffi.gc(out[0], lib.pl_model_release)
+        self.threads = threads
+        self.vocab_size = config.vocab_size
+
+    @property
+    def pointer(self) -> Any:
+        """The C handle. Raises ClosedError after `close()`."""
+        if self._pointer is None:
+            raise ClosedError("the model is closed")
+        return self._pointer
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._pointer is None
+
+    def bind(self, slot: str, layer: int, type_id: int, rows: int, cols: int, data: Any, group: int = 0) -> None:
+        """Pack one tensor (rows, cols) into the model; `data` may go afterwards."""
+        err = _error()
+        source, _buffer = _source(type_id, rows, cols, data, group)
+        check(lib.pl_model_bind(self.pointer, SLOTS[slot], layer, source, self.threads, err), err)
+
+    def finish(self) -> None:
+        """Freeze the model. Raises ModelFormatError naming the first tensor that is missing."""
+        err = _error()
+        check(lib.pl_model_finish(self.pointer, err), err)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights in memory."""
+        return int(lib.pl_model_nbytes(self.pointer))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of weights read to decode one token."""
+        return int(lib.pl_model_token_bytes(self.pointer))
+
+    @property
+    def kv_pages(self) -> int:
+        """KV pages alive in all sessions of this model."""
+        return int(lib.pl_model_kv_pages(self.pointer))
+
+    @property
+    def kv_page_bytes(self) -> int:
+        """Bytes of one KV page."""
+        return int(lib.pl_model_kv_page_bytes(self.pointer))
+
+    def new_session(self, context_length: int) -> NativeSession:
+        """An empty session for up to `context_length` positions."""
+        err, out = _error(), ffi.new("pl_session **")
+        check(lib.pl_session_new(self.pointer, context_length, out, err), err)
+        return NativeSession(self, out[0])
+
+    def close(self) -> None:
+        """Drop this reference; sessions alive keep the weights until they go. Harmless twice."""
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            ffi.release(pointer)
+
+
+class NativeSession:
+    """A `pl_session`: one timeline, one thread at a time."""
+
+    def __init__(self, model: NativeModel, pointer: Any) -> None:
+        self._model = model
+        self._pointer = ffi.gc(pointer, lib.pl_session_free)
+        self._logits = np.empty((1, model.vocab_size), np.float32)
+
+    @property
+    def pointer(self) -> Any:
+        """The C handle. Raises ClosedError after `close()`."""
+        if self._pointer is None:
+            raise ClosedError("the session is closed")
+        return self._pointer
+
+    def eval(
+        self, tokens: Sequence[int] | np.ndarray, n_logits: int = 1, poll: Callable[[], bool] | None = None
+    ) -> np.ndarray:
+        """One forward pass over all `tokens`; float32 (n_logits, vocab) for the last ones.
+
+        The result is a read-only view of the session's buffer, valid until its next `eval`. `poll` is asked between
+        layers, at most every 20 ms; where it says True, Interrupted is raised and the session has not moved.
+        """
+        ids = np.ascontiguousarray(tokens, np.int32)
+        if len(self._logits) < n_logits:
+            self._logits = np.empty((n_logits, self._model.vocab_size), np.float32)
+        run = ffi.new("pl_run *", (self.pointer, ffi.from_buffer("int32_t[]", ids), len(ids), n_logits, _floats(self._logits)))
+        asked = _Poll(poll) if poll else None
+        handle = ffi.new_handle(asked) if asked else ffi.NULL
+        callback = lib.pyllm_poll if asked else ffi.NULL
+        err = _error()
+        status = lib.pl_eval(self._model.pointer, run, 1, self._model.threads, callback, handle, err)
+        if asked and asked.raised is not None:
+            raise asked.raised
+        check(status, err)
+        view = self._logits[:n_logits]
+        view.flags.writeable = False
+        return view
+
+    @property
+    def position(self) -> int:
+        """Tokens evaluated so far."""
+        return int(lib.pl_session_position(self.pointer))
+
+    def truncate(self, position: int) -> None:
+        """Go back to `position`, giving pages behind it back."""
+        err = _error()
+        check(lib.pl_session_truncate(self.pointer, position, err), err)
+
+    def fork(self) -> NativeSession:
+        """A second session that shares this one's pages until either writes."""
+        err, out = _error(), ffi.new("pl_session **")
+        check(lib.pl_session_fork(self.pointer, out, err), err)
+        return NativeSession(self._model, out[0])
+
+    def state(self) -> bytes:
+        """Keys and values of all positions, as bytes."""
+        err, data = _error(), bytearray(lib.pl_session_state_bytes(self.pointer))
+        check(lib.pl_session_state_read(self.pointer, ffi.from_buffer(data), len(data), err), err)
+        return bytes(data)
+
+    def load_state(self, data: Any, position: int) -> None:
+        """Take over what `state()` gave for `position` positions."""
+        err, buffer = _error(), ffi.from_buffer(data)
+        check(lib.pl_session_state_write(self.pointer, buffer, len(buffer), position, err), err)
+
+    def close(self) -> None:
+        """Free the session. Harmless twice."""
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            ffi.release(pointer)
+
+
+# ---- sampling and merging --------------------------------------------------------------------------------------------
+
+
+class NativeSampler:
+    """`pl_sample` with its options; the random state is the caller's integer."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        logit_bias: Mapping[int, float] | None,
+    ) -> None:
+        self._options = ffi.new(
+            "pl_sampling *",
+            (temperature, top_p, min_p, top_k, repetition_penalty, presence_penalty, frequency_penalty),
+        )
+        self._bias_ids = np.array(list(logit_bias or ()), np.int32)
+        self._bias = np.array(list((logit_bias or {}).values()), np.float32)
+
+    def draw(self, logits: np.ndarray, history: Sequence[int], rng_state: int) -> tuple[int, int]:
+        """One token id for float32 `logits` (vocab,), and the generator's next state."""
+        logits = np.ascontiguousarray(logits, np.float32)
+        past = np.ascontiguousarray(history, np.int32)
+        work = np.empty(2 * len(logits), np.float32)
+        err, token, state = _error(), ffi.new("int32_t *"), ffi.new("uint64_t *", rng_state)
+        status = lib.pl_sample(
+            self._options,
+            state,
+            _floats(logits),
+            len(logits),
+            ffi.from_buffer("int32_t[]", past),
+            len(past),
+            ffi.from_buffer("int32_t[]", self._bias_ids),
+            _floats(self._bias),
+            len(self._bias),
+            _floats(work),
+            token,
+            err,
+        )
+        check(status, err)
+        return int(token[0]), int(state[0])
+
+
+class NativeBPE:
+    """A `pl_bpe`: score-driven merges. Encoding never writes to it, so threads may share one."""
+
+    def __init__(
+        self,
+        pieces: Sequence[bytes],
+        scores: np.ndarray,
+        mergeable: np.ndarray,
+        byte_ids: np.ndarray,
+        unknown_id: int,
+    ) -> None:
+        joined = b"".join(pieces)
+        offsets = np.zeros(len(pieces) + 1, np.int64)
+        np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
+        scores = np.ascontiguousarray(scores, np.float32)
+        mergeable = np.ascontiguousarray(mergeable, np.uint8)
+        byte_ids = np.ascontiguousarray(byte_ids, np.int32)
+        err, out = _error(), ffi.new("pl_bpe **")
+        status = lib.pl_bpe_new(
+            ffi.from_buffer("uint8_t[]", joined),
+            ffi.from_buffer("int64_t[]", offsets),
+            _floats(scores),
+            ffi.from_buffer("uint8_t[]", mergeable),
+            len(pieces),
+            ffi.from_buffer("int32_t[]", byte_ids),
+            unknown_id,
+            out,
+            err,
+        )
+        check(status, err)
+        self._pointer = ffi.gc(out[0], lib.pl_bpe_free)
+
+    def encode(self, data: bytes) -> list[int]:
+        """Token ids of UTF-8 text, or of any bytes."""
+        ids, count, err = np.empty(len(data), np.int32), ffi.new("int64_t *"), _error()
+        status = lib.pl_bpe_encode(
+            self._pointer, ffi.from_buffer("uint8_t[]", data), len(data), ffi.from_buffer("int32_t[]", ids), count, err
+        )
+        check(status, err)
+        return ids[: count[0]].tolist()

@@ -1,0 +1,173 @@
+"""The vocabulary in a GGUF file's metadata: which kind it is, and what all kinds have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllm.errors import TokenizerError
+from pyllm.tokenizers.base import Tokenizer, Traits
+from pyllm.tokenizers.bytebpe import ByteLevelTokenizer
+from pyllm.tokenizers.endings import is_ending
+from pyllm.tokenizers.pretokenizers import PRETOKENIZERS
+from pyllm.tokenizers.scored import ScoredPieces, ScoredTokenizer, byte_value, check_scores
+
+PREFIX = "tokenizer.ggml."
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the file's token types
+SPACE = "\u2581"  # how SentencePiece writes a space inside pieces
+
+
+def from_metadata(metadata: Mapping[str, Any], source: str) -> Tokenizer | None:
+    """The tokenizer of a GGUF's metadata, None where there is none. Raises `TokenizerError`."""
+    fields = Fields(metadata, source)
+    kind = fields.text(PREFIX + "model")
+    if kind is None or kind in ("none", "no_vocab"):
+        return None
+    if kind == "llama":
+        return GgufScoredTokenizer(fields)
+    if kind == "gpt2":
+        return _byte_level(fields)
+    raise TokenizerError(
+        f"{source}: vocabulary of kind {kind!r}, which is not known here: give the model's tokenizer.json or "
+        "tokenizer.model as tokenizer="
+    )
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Metadata that was read from a file: nothing has the type it should before it was looked at."""
+
+    metadata: Mapping[str, Any]
+    source: str
+
+    def text(self, key: str) -> str | None:
+        value = self.metadata.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.error(f"{key} is {value!r:.80}, expected a string")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.metadata.get(PREFIX + key, default)
+        if not isinstance(value, (bool, np.bool_)):
+            raise self.error(f"{PREFIX}{key} is {value!r:.80}, expected true or false")
+        return bool(value)
+
+    def token(self, key: str) -> int | None:
+        """The id under a key. The type's largest number stands for no token; anything else must be an id."""
+        value = self.metadata.get(PREFIX + key)
+        if value is None or value in (-1, 0xFFFFFFFF):
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(self.pieces):
+            raise self.error(f"{PREFIX}{key} is {value!r:.80}, expected an id below {len(self.pieces)}")
+        return value
+
+    def strings(self, key: str) -> Sequence[str]:
+        value = self.metadata.get(PREFIX + key)
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or len(value) == 0:
+            raise self.error(f"{PREFIX}{key} is missing, or no list of strings")
+        if not isinstance(value[0], str):
+            raise self.error(f"{PREFIX}{key} holds {value[0]!r:.80}, expected strings")
+        return value
+
+    @cached_property
+    def pieces(self) -> Sequence[str]:
+        return self.strings("tokens")
+
+    @cached_property
+    def types(self) -> npt.NDArray[np.int64]:
+        """The type of each token. Files without types tell control tokens by their ids alone."""
+        value = self.metadata.get(PREFIX + "token_type")
+        if value is None:
+            return self._guess_types()
+        if not isinstance(value, (list, np.ndarray)) or len(value) != len(self.pieces):
+            raise self.error(f"{PREFIX}token_type is no list with a number for each of {len(self.pieces)} tokens")
+        types = np.asarray(value)
+        if types.ndim != 1 or types.dtype.kind not in "iu":
+            raise self.error(f"{PREFIX}token_type does not consist of whole numbers")
+        return types.astype(np.int64)
+
+    def _guess_types(self) -> npt.NDArray[np.int64]:
+        types = np.full(len(self.pieces), NORMAL, np.int64)
+        for key in ("bos", "eos", "eot", "eom", "padding"):
+            token = self.token(f"{key}_token_id")
+            if token is not None:
+                types[token] = CONTROL
+        return types
+
+    def ids(self, kind: int) -> list[int]:
+        found: list[int] = np.flatnonzero(self.types == kind).tolist()
+        return found
+
+    def error(self, flaw: str) -> TokenizerError:
+        return TokenizerError(f"{self.source}: damaged vocabulary: {flaw}")
+
+
+def read_traits(fields: Fields, *, add_bos: bool, prefix: str = "", space: str = " ") -> Traits:
+    """What every kind of vocabulary says of itself. `add_bos` is what holds where the file is silent; `space` is how
+    pieces write a space.
+    """
+    eos = fields.token("eos_token_id")
+    # Unknown tokens are no text either; but no text names them, so nothing has to be kept from doing so.
+    control = {i: fields.pieces[i] for i in fields.ids(CONTROL)} | {i: "" for i in fields.ids(UNKNOWN)}
+    user_defined = {i: fields.pieces[i].replace(space, " ") for i in fields.ids(USER_DEFINED)}
+    ends = {eos, fields.token("eot_token_id"), fields.token("eom_token_id")} - {None}
+    ends |= {i for i, text in control.items() if is_ending(text)}
+    return Traits(
+        fields.source,
+        vocab_size=len(fields.pieces),
+        bos_id=fields.token("bos_token_id"),
+        eos_id=eos,
+        eos_ids=frozenset(i for i in ends if i is not None),
+        add_bos=fields.flag("add_bos_token", add_bos) and fields.token("bos_token_id") is not None,
+        prefix=prefix,
+        text_starts=frozenset({*control, *user_defined}) if prefix else frozenset(),
+        control=control,
+        user_defined=user_defined,
+        chat_template=fields.text("tokenizer.chat_template"),
+    )
+
+
+def _byte_level(fields: Fields) -> ByteLevelTokenizer:
+    name = fields.text(PREFIX + "pre")
+    known = PRETOKENIZERS.get(name or "")
+    traits = read_traits(fields, add_bos=known.add_bos if known else False)
+    return ByteLevelTokenizer(traits, fields.pieces, fields.strings("merges"), name)
+
+
+class GgufScoredTokenizer(ScoredTokenizer):
+    """GGUF's "llama": SentencePiece pieces with their scores, in which U+2581 stands for a space."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+        self._scores = check_scores(fields.metadata.get(PREFIX + "scores"), len(fields.pieces), fields.source)
+        prefix = " " if fields.flag("add_space_prefix", True) else ""
+        super().__init__(read_traits(fields, add_bos=True, prefix=prefix, space=SPACE))
+
+    def _scored_pieces(self) -> ScoredPieces:
+        types = self._fields.types
+        mergeable = ((types == NORMAL) | (types == USER_DEFINED)).astype(np.uint8)
+        byte_ids = np.full(256, -1, np.int32)
+        for token in self._fields.ids(BYTE):
+            byte = byte_value(self._fields.pieces[token])
+            if byte is None:
+                raise self._fields.error(f"byte token {token} is {self._fields.pieces[token]!r}, expected '<0xHH>'")
+            byte_ids[byte] = token
+        unknown = self._fields.token("unknown_token_id")
+        pieces = [piece.encode() for piece in self._fields.pieces]
+        return ScoredPieces(pieces, self._scores, mergeable, byte_ids, -1 if unknown is None else unknown)
+
+    def _to_pieces(self, text: str) -> str:
+        return text.replace(" ", SPACE)
+
+    def _bytes_of(self, token: int) -> bytes:
+        piece = self._fields.pieces[token]
+        byte = byte_value(piece) if self._fields.types[token] == BYTE else None
+        return piece.replace(SPACE, " ").encode() if byte is None else bytes([byte])
+
+    def _piece(self, token: int) -> str:
+        return self._fields.pieces[token]

@@ -1,0 +1,399 @@
+/* One arithmetic, looked at from outside: a fixed set of inputs through everything that computes, and a hash of the
+ * bits of each result. Whatever machine, compiler and kernel level it runs on, every line must be the same.
+ *
+ * Lines are "subject level hash": the level is "-" where there is only one way to compute. tests/test_cross.py builds
+ * this program for this machine and, where a cross compiler and an emulator are installed, for another one, and
+ * compares. By hand, with every C file of csrc:
+ *
+ *   cc -std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -fno-math-errno -pthread -Icsrc \
+ *      tests/cross/law1_probe.c $(find csrc -name '*.c') -lm -o probe && ./probe
+ *
+ * Only NaNs are not compared by their bits: which payload survives an operation is the processor's choice. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/math.h"
+#include "kernels/kernels.h"
+#include "pyllm.h"
+#include "quant/f16.h"
+
+/* ---- inputs ------------------------------------------------------------------------------------------------------ */
+
+static uint64_t random_state;
+
+static uint32_t random_bits(void) {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (uint32_t)(random_state >> 16);
+}
+
+static float random_float(void) { return (float)(random_bits() & 0xffffff) * 0x1p-23f - 1.0f; }
+
+/* Numbers at which something changes, among ordinary ones. */
+static float awkward_float(void) {
+    static const float edges[] = {0.0f,      -0.0f,    INFINITY, -INFINITY,        NAN,         0x1p-100f,
+                                  0x1p-101f, 1e-40f,   -1e-45f,  3e38f,            PL_EXP_MIN,  -PL_EXP_MIN,
+                                  -1.0f,     2048.25f, 65504.0f, 0x1.fffffep-127f, -PL_EXP_MAX, PL_EXP_MAX};
+    uint32_t r = random_bits();
+    return r % 16 ? random_float() * (float)(1u << r % 7) : edges[(r >> 8) % (sizeof edges / sizeof *edges)];
+}
+
+static void *get(size_t count, size_t size) {
+    void *memory = calloc(count, size);
+    if (memory == NULL) {
+        fputs("out of memory\n", stderr);
+        exit(2);
+    }
+    return memory;
+}
+
+/* (n) floats; every value ordinary, or some awkward. */
+static float *random_floats(int64_t n, int awkward) {
+    float *x = get((size_t)n, sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = awkward ? awkward_float() : random_float();
+    return x;
+}
+
+/* ---- hashes ------------------------------------------------------------------------------------------------------ */
+
+static uint64_t hash_bytes(uint64_t hash, const void *data, size_t nbytes) {
+    const uint8_t *byte = data;
+    for (size_t i = 0; i < nbytes; i++) hash = (hash ^ byte[i]) * 0x100000001b3; /* FNV-1a */
+    return hash;
+}
+
+static uint64_t hash_floats(uint64_t hash, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = x[i] == x[i] ? pl_float_bits(x[i]) : 0x7fc00000;
+        hash = hash_bytes(hash, &bits, sizeof bits);
+    }
+    return hash;
+}
+
+static uint64_t hash_double(uint64_t hash, double x) {
+    if (x != x) x = 0.5;
+    return hash_bytes(hash, &x, sizeof x);
+}
+
+static const uint64_t START = 0xcbf29ce484222325;
+
+static void report(const char *subject, const char *detail, const char *level, uint64_t hash) {
+    printf("%s%s %s %016" PRIx64 "\n", subject, detail, level, hash);
+}
+
+/* ---- elementary functions ---------------------------------------------------------------------------------------- */
+
+static void probe_expf(void) {
+    uint64_t hash = START;
+    for (uint64_t bits = 0; bits < (uint64_t)1 << 32; bits += 10007) {
+        float y = pl_expf(pl_float_from_bits((uint32_t)bits));
+        hash = hash_floats(hash, &y, 1);
+    }
+    report("expf", "", "-", hash);
+}
+
+static void probe_doubles(void) {
+    uint64_t exps = START, logs = START, angles = START;
+    for (int i = 0; i < 20000; i++) {
+        double x = (double)random_float(), sine, cosine;
+        exps = hash_double(exps, pl_exp(x * 720.0));
+        logs = hash_double(logs, pl_log(pl_exp(x * 700.0) * (2.0 + x)));
+        pl_sincos(x * (double)(1u << i % 24), &sine, &cosine);
+        angles = hash_double(hash_double(angles, sine), cosine);
+    }
+    report("exp", "", "-", exps);
+    report("log", "", "-", logs);
+    report("sincos", "", "-", angles);
+}
+
+static void probe_f16(void) {
+    uint64_t to = START, from = START;
+    for (uint32_t h = 0; h < 65536; h++) {
+        float x = pl_float_from_f16((uint16_t)h);
+        from = hash_floats(from, &x, 1);
+    }
+    for (uint64_t bits = 0; bits < (uint64_t)1 << 32; bits += 10007) {
+        uint16_t h = pl_f16_from_float(pl_float_from_bits((uint32_t)bits));
+        to = hash_bytes(to, &h, sizeof h);
+    }
+    report("f16/from", "", "-", from);
+    report("f16/to", "", "-", to);
+}
+
+/* ---- kernels ----------------------------------------------------------------------------------------------------- */
+
+typedef struct activations {
+    float *f, *scale, *offset;
+    int8_t *q;
+    int32_t *sum;
+    pl_acts view;
+} activations;
+
+/* n columns of k, quantised by `kernels`; the padding of a column is zeros. */
+static activations make_activations(const pl_kernels *kernels, int64_t n, int64_t k, int32_t planes, int awkward) {
+    int64_t ld = (k + 31) / 32 * 32, blocks = ld / 32;
+    activations a = {.f = get((size_t)(n * ld), 4), .scale = get((size_t)(n * blocks), 4)};
+    a.offset = get((size_t)(n * blocks), 4), a.sum = get((size_t)(n * blocks), 4), a.q = get((size_t)(n * planes), (size_t)ld);
+    for (int64_t c = 0; c < n; c++) {
+        for (int64_t i = 0; i < k; i++) a.f[c * ld + i] = awkward ? awkward_float() : random_float();
+        if (k % 32 == 0) {
+            kernels->quantize(a.f + c * ld, k, planes, a.q + c * planes * k, a.scale + c * blocks, a.offset + c * blocks,
+                              a.sum + c * blocks);
+        }
+    }
+    a.view = (pl_acts){.f = a.f, .ld = ld, .q = a.q, .scale = a.scale, .offset = a.offset, .sum = a.sum};
+    a.view.k = k, a.view.planes = planes;
+    return a;
+}
+
+static void free_activations(activations *a) {
+    free(a->f), free(a->scale), free(a->offset), free(a->q), free(a->sum);
+}
+
+static uint64_t hash_matmul(const pl_kernels *kernels, pl_packing packing, int64_t k, int64_t n, int32_t planes,
+                            int awkward, uint64_t hash) {
+    int64_t nbytes = pl_strip_bytes(packing, k);
+    uint8_t *strip = get((size_t)nbytes, 1);
+    for (int64_t i = 0; i < nbytes; i++) strip[i] = (uint8_t)random_bits(); /* scales: anything at all */
+    activations a = make_activations(kernels, n, k, planes, awkward);
+    float *y = get((size_t)n, 16 * sizeof *y);
+    kernels->matmul[packing](strip, &a.view, 0, n, y, 16);
+    hash = hash_floats(hash, y, n * 16);
+    free(strip), free(y), free_activations(&a);
+    return hash;
+}
+
+static void probe_matmuls(const pl_kernels *kernels) {
+    static const int64_t columns[] = {1, 2, 3, 4, 5, 7, 8, 9, 17};
+    for (int packing = 0; packing < PL_PACK_COUNT; packing++) {
+        char detail[32];
+        uint64_t hash = START;
+        random_state = 1000 + (uint64_t)packing;
+        for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
+            int64_t k = pl_packings[packing].floats ? 37 + (int64_t)i : pl_packings[packing].elements * (1 + (int64_t)i % 3);
+            for (int32_t planes = 1; planes <= 2; planes++) {
+                hash = hash_matmul(kernels, (pl_packing)packing, k, columns[i], planes, i % 3 == 2, hash);
+            }
+        }
+        snprintf(detail, sizeof detail, "%d", packing);
+        report("matmul/", detail, kernels->name, hash);
+    }
+}
+
+static void probe_quantize(const pl_kernels *kernels) {
+    uint64_t hash = START;
+    random_state = 2;
+    for (int32_t round = 0; round < 40; round++) {
+        int32_t planes = 1 + round % 2;
+        int64_t k = 32 * (1 + round % 5);
+        activations a = make_activations(kernels, 1, k, planes, round > 10);
+        hash = hash_bytes(hash, a.q, (size_t)(planes * k));
+        hash = hash_bytes(hash, a.sum, (size_t)(k / 32) * sizeof *a.sum);
+        hash = hash_floats(hash_floats(hash, a.scale, k / 32), a.offset, k / 32);
+        free_activations(&a);
+    }
+    report("quantize", "", kernels->name, hash);
+}
+
+static void probe_vectors(const pl_kernels *kernels) {
+    uint64_t norm = START, glu = START, soft = START;
+    random_state = 3;
+    for (int64_t n = 1; n < 400; n += 13) {
+        int64_t n16 = (n + 15) / 16 * 16;
+        float *a = random_floats(n16, n % 2), *b = random_floats(n16, n % 2), *out = get((size_t)n16, sizeof *out), max;
+        for (int64_t i = n; i < n16; i++) a[i] = b[i] = 0;
+        kernels->rmsnorm(a, b, n, 1e-5f, out);
+        norm = hash_floats(norm, out, n16);
+        kernels->swiglu(a, b, n16, out);
+        glu = hash_floats(glu, out, n16);
+        for (int64_t i = n; i < n16; i++) a[i] = -INFINITY;
+        float sum = kernels->softmax(a, n16, 0.25f, &max);
+        soft = hash_floats(hash_floats(hash_floats(soft, a, n16), &sum, 1), &max, 1);
+        free(a), free(b), free(out);
+    }
+    report("rmsnorm", "", kernels->name, norm);
+    report("swiglu", "", kernels->name, glu);
+    report("softmax", "", kernels->name, soft);
+}
+
+static void probe_weigh(const pl_kernels *kernels) {
+    uint64_t half = START, full = START;
+    random_state = 4;
+    for (int64_t heads = 1; heads < 10; heads++) {
+        int64_t tokens = 7 * heads, d16 = 16 * (1 + heads % 5), n = tokens * d16;
+        float *value = random_floats(n, 0), *p = random_floats(heads * tokens, heads % 2);
+        float *out = random_floats(heads * d16, 0);
+        uint16_t *value16 = get((size_t)n, sizeof *value16);
+        for (int64_t i = 0; i < n; i++) value16[i] = pl_f16_from_float(value[i]);
+        kernels->weigh_f16(value16, tokens, d16, p, tokens, heads, out);
+        half = hash_floats(half, out, heads * d16);
+        kernels->weigh_f32(value, tokens, d16, p, tokens, heads, out);
+        full = hash_floats(full, out, heads * d16);
+        free(value), free(value16), free(p), free(out);
+    }
+    report("weigh/f16", "", kernels->name, half);
+    report("weigh/f32", "", kernels->name, full);
+}
+
+/* ---- a whole model ----------------------------------------------------------------------------------------------- */
+
+enum { DIM = 256, HIDDEN = 512, LAYERS = 2, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 64, VOCAB = 96, PROMPT = 11, DECODED = 5 };
+enum { GROUP = 64 /* of the llama2.c type */ };
+
+static pl_error error;
+
+static void must(int32_t status) {
+    if (status == PL_OK) return;
+    fprintf(stderr, "%s\n", error.message);
+    exit(2);
+}
+
+static void put_f16(uint8_t *at, float value) {
+    uint16_t h = pl_f16_from_float(value);
+    memcpy(at, &h, sizeof h);
+}
+
+/* Any bits are codes; the scales among them become such that weights are of the order of 1 / sqrt(DIM). */
+static void tame_block(int32_t type, uint8_t *block, int32_t nbytes) {
+    int k_quant = type == PL_TYPE_Q4_K || type == PL_TYPE_Q5_K;
+    float scale = type == PL_TYPE_Q6_K ? 0x1p-15f : k_quant ? 0x1p-12f : type == PL_TYPE_Q8_0 ? 0x1p-11f : 0x1p-7f;
+    scale *= 1.0f + 0.5f * random_float();
+    put_f16(type == PL_TYPE_Q6_K ? block + nbytes - 2 : block, scale);
+    if (type == PL_TYPE_Q4_1 || type == PL_TYPE_Q5_1 || k_quant) put_f16(block + 2, k_quant ? 8 * scale : -8 * scale);
+}
+
+static void fill_weights(const pl_type_info *type, int64_t n, uint8_t *data, size_t nbytes) {
+    for (size_t i = 0; i < nbytes; i++) data[i] = (uint8_t)random_bits();
+    if (type->id == PL_TYPE_LLAMA2C_Q8) {
+        for (int64_t i = 0; i < n / GROUP; i++) {
+            float scale = 0x1p-11f * (1.5f + random_float());
+            memcpy(data + n + 4 * i, &scale, sizeof scale);
+        }
+    }
+    for (int64_t i = 0; i < n / type->block_elements && type->id != PL_TYPE_LLAMA2C_Q8; i++) {
+        uint8_t *block = data + i * type->block_bytes;
+        float value = 0.1f * random_float();
+        uint16_t upper = (uint16_t)(pl_float_bits(value) >> 16);
+        switch (type->id) {
+            case PL_TYPE_F32: memcpy(block, &value, sizeof value); break;
+            case PL_TYPE_F16: put_f16(block, value); break;
+            case PL_TYPE_BF16: memcpy(block, &upper, sizeof upper); break;
+            default: tame_block(type->id, block, type->block_bytes); break;
+        }
+    }
+}
+
+static void bind(pl_model *model, int32_t slot, int32_t layer, const pl_type_info *type, int64_t rows, int64_t cols) {
+    int64_t group = type->id == PL_TYPE_LLAMA2C_Q8 ? GROUP : 0, n = rows * cols;
+    size_t nbytes = (size_t)(n / type->block_elements * type->block_bytes + (group ? n / group * 4 : 0));
+    uint8_t *data = get(nbytes, 1);
+    fill_weights(type, n, data, nbytes);
+    pl_source source = {.type = type->id, .rows = rows, .cols = cols, .group = group, .data = data, .nbytes = nbytes};
+    must(pl_model_bind(model, slot, layer, &source, 1, &error));
+    free(data);
+}
+
+static pl_model *make_model(const pl_type_info *type, int32_t planes, int32_t kv_type) {
+    const pl_type_info *vector = pl_type_find(PL_TYPE_F32);
+    const pl_config config = {.dim = DIM, .hidden_dim = HIDDEN, .n_layers = LAYERS, .n_heads = HEADS,
+                              .n_kv_heads = KV_HEADS, .head_dim = HEAD_DIM, .vocab_size = VOCAB, .context_length = 64,
+                              .norm_eps = 1e-5f, .rope_base = 10000.0f, .rope_dims = HEAD_DIM,
+                              .rope_interleaved = planes == 1, .planes = planes, .kv_type = kv_type};
+    pl_model *model;
+    must(pl_model_new(&config, &model, &error));
+    bind(model, PL_SLOT_EMBEDDING, 0, type, VOCAB, DIM);
+    for (int32_t layer = 0; layer < LAYERS; layer++) {
+        bind(model, PL_SLOT_ATTENTION_NORM, layer, vector, 1, DIM);
+        bind(model, PL_SLOT_WQ, layer, type, HEADS * HEAD_DIM, DIM);
+        bind(model, PL_SLOT_WK, layer, type, KV_HEADS * HEAD_DIM, DIM);
+        bind(model, PL_SLOT_WV, layer, type, KV_HEADS * HEAD_DIM, DIM);
+        bind(model, PL_SLOT_WO, layer, type, DIM, HEADS * HEAD_DIM);
+        bind(model, PL_SLOT_FFN_NORM, layer, vector, 1, DIM);
+        bind(model, PL_SLOT_GATE, layer, type, HIDDEN, DIM);
+        bind(model, PL_SLOT_UP, layer, type, HIDDEN, DIM);
+        bind(model, PL_SLOT_DOWN, layer, type, DIM, HIDDEN);
+    }
+    bind(model, PL_SLOT_FINAL_NORM, 0, vector, 1, DIM);
+    must(pl_model_finish(model, &error));
+    return model;
+}
+
+/* Logits that are NaN or all one number would hash alike whatever the arithmetic. */
+static void must_be_alive(const float *logits) {
+    float low = INFINITY, high = -INFINITY;
+    for (int i = 0; i < VOCAB; i++) {
+        if (!isfinite(logits[i])) low = high = NAN;
+        low = logits[i] < low ? logits[i] : low;
+        high = logits[i] > high ? logits[i] : high;
+    }
+    if (high - low > 1e-3f && high - low < 1e6f) return;
+    fprintf(stderr, "the probe's model is not alive: logits from %g to %g\n", (double)low, (double)high);
+    exit(2);
+}
+
+/* Evaluates n tokens, with the logits of all. */
+static uint64_t eval(pl_model *model, pl_session *session, const int32_t *tokens, int32_t n, float *logits,
+                     uint64_t hash) {
+    pl_run run = {.session = session, .tokens = tokens, .n = n, .n_logits = n, .logits = logits};
+    must(pl_eval(model, &run, 1, 1, NULL, NULL, &error));
+    for (int32_t i = 0; i < n; i++) {
+        must_be_alive(logits + i * VOCAB);
+        hash = hash_double(hash, pl_log_probability(logits + i * VOCAB, VOCAB, i));
+    }
+    return hash_floats(hash, logits, (int64_t)n * VOCAB);
+}
+
+/* A prompt at once, then sampled tokens one by one: logits, probabilities and draws. */
+static uint64_t hash_model(pl_model *model, uint64_t hash) {
+    const pl_sampling sampling = {.temperature = 0.8f, .top_p = 0.95f, .repetition_penalty = 1.1f};
+    int32_t tokens[PROMPT + DECODED];
+    float logits[PROMPT * VOCAB], work[2 * VOCAB];
+    uint64_t rng = 42;
+    pl_session *session;
+    must(pl_session_new(model, 64, &session, &error));
+    for (int i = 0; i < PROMPT; i++) tokens[i] = (int32_t)(random_bits() % VOCAB);
+    hash = eval(model, session, tokens, PROMPT, logits, hash);
+    const float *last = logits + (PROMPT - 1) * VOCAB;
+    for (int32_t n = PROMPT; n < PROMPT + DECODED; n++, last = logits) {
+        must(pl_sample(&sampling, &rng, last, VOCAB, tokens, n, NULL, NULL, 0, work, &tokens[n], &error));
+        hash = eval(model, session, tokens + n, 1, logits, hash);
+    }
+    pl_session_free(session);
+    return hash_bytes(hash, tokens, sizeof tokens);
+}
+
+static void probe_models(const pl_kernels *kernels) {
+    const pl_type_info *type;
+    must(pl_isa_select(kernels->name, &error));
+    for (int32_t i = 0; (type = pl_type_at(i)) != NULL; i++) {
+        uint64_t hash = START;
+        random_state = 100 + (uint64_t)i;
+        for (int32_t planes = 1; planes <= 2; planes++) {
+            pl_model *model = make_model(type, planes, planes == 1 ? PL_TYPE_F16 : PL_TYPE_F32);
+            hash = hash_model(model, hash);
+            pl_model_release(model);
+        }
+        report("model/", type->id == PL_TYPE_LLAMA2C_Q8 ? "llama2c-int8" : type->name, kernels->name, hash);
+    }
+}
+
+int main(void) {
+    const char *name;
+    random_state = 1;
+    probe_expf();
+    probe_doubles();
+    probe_f16();
+    for (int32_t i = 0; (name = pl_isa_name(i)) != NULL; i++) {
+        const pl_kernels *kernels = pl_kernels_by_name(name);
+        probe_matmuls(kernels);
+        probe_quantize(kernels);
+        probe_vectors(kernels);
+        probe_weigh(kernels);
+        probe_models(kernels);
+    }
+    return 0;
+}
