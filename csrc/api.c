@@ -38,13 +38,13 @@ int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x,
         status = pl_fail(err, PL_INVALID, "n is %lld and planes is %d", (long long)n, planes);
     }
     if (status == PL_OK) status = pl_matrix_pack(&matrix, source, NULL, NULL, 1, err);
-    if (status == PL_OK) status = pl_act_buffer_init(&acts, n, matrix.cols, planes, err);
+    if (status == PL_OK) status = pl_act_buffer_init(&acts, n, matrix.cols, err);
     if (status == PL_OK) {
         for (int64_t i = 0; i < n; i++) {
             memcpy(acts.f + i * acts.ld, x + i * matrix.cols, (size_t)matrix.cols * sizeof *x);
-            if (!pl_packings[matrix.packing].floats) pl_acts_quantize(kernels, &acts, i, matrix.cols);
+            if (!pl_packings[matrix.packing].floats) pl_acts_quantize(kernels, &acts, i, matrix.cols, planes);
         }
-        pl_acts view = pl_acts_view(&acts, matrix.cols);
+        pl_acts view = pl_acts_view(&acts, matrix.cols, planes);
         pl_matmul(kernels, &(pl_worker){0, 1, NULL}, &matrix, &view, n, &(pl_output){.base = y, .ld = matrix.rows});
     }
     pl_matrix_free(&matrix);

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +74,15 @@ def _parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
         add_help=True,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"pyllm {version('pyllm')}")
-    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    name = top.parse_args(arguments[:1]).command
-    command = COMMANDS[name]
+    top.add_argument("--version", action="store_true", help="show the version and exit")
+    top.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    first = top.parse_args(arguments[:1])
+    if first.version:
+        _print_version()
+        raise SystemExit(0)
+    if first.command is None:
+        top.error("a COMMAND is missing")
+    name, command = first.command, COMMANDS[first.command]
     parser = argparse.ArgumentParser(
         prog=f"pyllm {name}",
         usage=f"pyllm {name} {command.usage}",
@@ -88,6 +92,12 @@ def _parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
     command.options(parser)
     # Intermixed, so that options may stand between MODEL and PROMPT.
     return command, parser.parse_intermixed_args(arguments[1:])
+
+
+def _print_version() -> None:
+    import pyllm
+
+    print(f"pyllm {pyllm.__version__}")
 
 
 # ---- options that several commands share ---------------------------------------------------------------------------

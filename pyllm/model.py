@@ -220,8 +220,8 @@ class Model:
         }
 
     def __repr__(self) -> str:
-        closed = ", closed" if self._native.closed else ""
-        return f"<pyllm.Model {self._config.architecture} {self._path.name}, {self.nbytes:,} bytes{closed}>"
+        state = "closed" if self._native.closed else f"{self.nbytes:,} bytes"
+        return f"<pyllm.Model {self._config.architecture} {self._path.name}, {state}>"
 
     # ---- text --------------------------------------------------------------------------------------------------------
 
@@ -269,6 +269,7 @@ class Model:
         """
         from pyllm.tokenizers.chat import encode_chat  # here: templates need jinja2, which is slow to import
 
+        self.check_open()
         options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
         ids = encode_chat(self._need_tokenizer(), messages, tools=tools, add_generation_prompt=True)
         return self._generate(ids, context_length, options)
@@ -295,6 +296,7 @@ class Model:
             raise ValueError(f"{len(ids)} token(s): a score needs at least 2, one to start from and one to foresee")
         logprobs: list[float] = []
         with self.session() as session:
+            session.check_room(len(ids))
             for block in session.sweep(ids[:-1]):
                 logprobs += [_core.log_probability(row, ids[len(logprobs) + 1 + i]) for i, row in enumerate(block)]
         return Score(tuple(ids), tuple(logprobs))

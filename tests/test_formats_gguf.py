@@ -101,6 +101,16 @@ def test_metadata_outlives_the_file(tmp_path: Path) -> None:
         checkpoint.view(checkpoint.tensors["w"])
 
 
+@pytest.mark.parametrize(("element", "size"), [(STRING, 8), (ARRAY, 12)])
+def test_millions_of_empty_things_are_refused_at_once(element: int, size: int) -> None:
+    """They fit into the file, so only a limit keeps a reader from making an object of each."""
+    count = (1 << 22) + 1
+    key = tinygguf.pack_string("k") + struct.pack("<IIQ", ARRAY, element, count)
+    data = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + bytes(count * size)
+    assert fastest(lambda: refusal(data), 1) < 0.5
+    assert f"{count} {'strings' if element == STRING else 'arrays'} in k at" in refusal(data)
+
+
 # ---- tensors --------------------------------------------------------------------------------------------------------
 
 

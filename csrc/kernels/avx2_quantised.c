@@ -313,11 +313,11 @@ PL_INLINE void add_minimum(pl_packing packing, int columns, const void *block, i
 }
 
 PL_INLINE void add_block(pl_packing packing, int planes, int columns, const void *block, int j, acts_block *x, sums y) {
-    const int bits = bits_of(packing), words = in_words(packing, planes, columns);
+    const int bits = bits_of(packing), words = in_words(packing, planes, columns), steps = bits == 6 ? 2 : 1;
     const void *codes = codes_of(packing, block, j);
     if (words) split_words(planes, columns, x);
     else if (bits == 6) sum_bias(columns * planes, x);
-    PL_UNROLL for (int step = 0; step < (bits == 6 ? 2 : 1); step++) {
+    PL_UNROLL for (int step = 0; step < steps; step++) {
         dots dot;
         if (words) dot_words(bits, columns, codes, step, x, dot);
         else dot_bytes(bits, planes, columns, codes, step, x, dot);

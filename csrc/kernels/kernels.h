@@ -69,8 +69,12 @@ extern const pl_kernels pl_kernels_avx2;   /* needs AVX2, FMA, F16C */
 extern const pl_kernels pl_kernels_avx512; /* needs AVX-512 F, BW, DQ, VL, VNNI, and all of AVX2's */
 #endif
 #if defined(__aarch64__)
-extern const pl_kernels pl_kernels_neon;    /* what every aarch64 processor has */
+extern const pl_kernels pl_kernels_neon; /* what every aarch64 processor has */
+/* Clang before 16 has the intrinsics of an extension only where the whole build is for it. */
+#if !defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD)
+#define PL_HAS_DOTPROD_LEVEL
 extern const pl_kernels pl_kernels_dotprod; /* needs sdot: Armv8.2's dot product extension */
+#endif
 #endif
 
 /* The table in use; a caller keeps the pointer for the whole of one evaluation. */

@@ -1,8 +1,9 @@
 /* The level "dotprod": neon with sdot, four products and their sum at once (Armv8.2's dot product extension). */
-#if defined(__aarch64__)
+#include "kernels/kernels.h"
+
+#if defined(PL_HAS_DOTPROD_LEVEL)
 #include <arm_neon.h>
 
-#include "kernels/kernels.h"
 #include "kernels/target.h"
 
 PL_TARGET_BEGIN("arch=armv8.2-a+dotprod")

@@ -14,7 +14,9 @@ static const pl_kernels *level(int32_t index) {
     if (pl_cpu_has_avx512()) levels[n++] = &pl_kernels_avx512;
     if (pl_cpu_has_avx2()) levels[n++] = &pl_kernels_avx2;
 #elif defined(__aarch64__)
+#if defined(PL_HAS_DOTPROD_LEVEL)
     if (pl_cpu_has_dotprod()) levels[n++] = &pl_kernels_dotprod;
+#endif
     levels[n++] = &pl_kernels_neon;
 #endif
     levels[n++] = &pl_kernels_scalar;

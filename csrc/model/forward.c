@@ -56,18 +56,23 @@ static void embed(const pass *p, const pl_worker *w) {
     pl_barrier_wait(w);
 }
 
-/* Quantises the worker's tokens of the activation buffer, where some reader wants that form. */
-static void quantize(const pass *p, const pl_worker *w, int64_t n, int64_t k, int wanted) {
+/* Quantises the worker's tokens of the activation buffer into `planes`; 0 where no reader wants that form. */
+static void quantize(const pass *p, const pl_worker *w, int64_t n, int64_t k, int32_t planes) {
     int64_t begin, end;
     pl_share(w, n, 1, &begin, &end);
-    for (int64_t i = begin; i < end && wanted; i++) pl_acts_quantize(p->kernels, &p->scratch->acts, i, k);
+    for (int64_t i = begin; i < end && planes > 0; i++) {
+        pl_acts_quantize(p->kernels, &p->scratch->acts, i, k, planes);
+    }
 }
 
-static int is_quantised(const pl_matrix *m) { return !pl_packings[m->packing].floats; }
+/* Planes that a layer's matrix wants its input in: none if its weights are floats. */
+static int32_t planes(const pass *p, const pl_matrix *m) {
+    return pl_packings[m->packing].floats ? 0 : p->config->planes;
+}
 
 /* acts[i] = rmsnorm(x[index[i]]) (index NULL: i), ready for the matrices that read it. */
 static void norm(const pass *p, const pl_worker *w, const float *weight, const int64_t *index, int64_t n,
-                 int quantised) {
+                 int32_t planes) {
     pl_act_buffer *acts = &p->scratch->acts;
     int64_t begin, end, dim = p->config->dim;
     pl_share(w, n, 1, &begin, &end);
@@ -75,13 +80,13 @@ static void norm(const pass *p, const pl_worker *w, const float *weight, const i
         const float *x = p->scratch->x + (index ? index[i] : i) * pl_pad(dim);
         p->kernels->rmsnorm(x, weight, dim, p->config->norm_eps, acts->f + i * acts->ld);
     }
-    quantize(p, w, n, dim, quantised);
+    quantize(p, w, n, dim, planes);
     pl_barrier_wait(w);
 }
 
 /* y (n, rows) = W acts, or y += W acts. No barrier: several products may read the same activations. */
 static void product(const pass *p, const pl_worker *w, const pl_matrix *matrix, float *y, int32_t add) {
-    pl_acts x = pl_acts_view(&p->scratch->acts, matrix->cols);
+    pl_acts x = pl_acts_view(&p->scratch->acts, matrix->cols, p->config->planes);
     pl_matmul(p->kernels, w, matrix, &x, p->n, &(pl_output){.base = y, .ld = pl_pad(matrix->rows), .add = add});
 }
 
@@ -166,14 +171,14 @@ static void gated(const pass *p, const pl_worker *w) {
 /* x += wo attention(rope(wq n), rope(wk n), wv n), n = norm(x) */
 static void attention_block(const pass *p, const pl_worker *w, const pl_layer *l, int64_t layer) {
     pl_scratch *s = p->scratch;
-    norm(p, w, l->attention_norm, NULL, p->n, is_quantised(&l->wq) || is_quantised(&l->wk) || is_quantised(&l->wv));
+    norm(p, w, l->attention_norm, NULL, p->n, planes(p, &l->wq) | planes(p, &l->wk) | planes(p, &l->wv));
     product(p, w, &l->wq, s->q, 0);
     product(p, w, &l->wk, s->k, 0);
     product(p, w, &l->wv, s->v, 0);
     pl_barrier_wait(w);
     rotate_and_store(p, w, layer);
     attention(p, w, layer);
-    quantize(p, w, p->n, l->wo.cols, is_quantised(&l->wo));
+    quantize(p, w, p->n, l->wo.cols, planes(p, &l->wo));
     pl_barrier_wait(w);
     product(p, w, &l->wo, s->x, 1);
     pl_barrier_wait(w);
@@ -182,22 +187,23 @@ static void attention_block(const pass *p, const pl_worker *w, const pl_layer *l
 /* x += down (silu(gate n) * (up n)), n = norm(x) */
 static void feed_forward_block(const pass *p, const pl_worker *w, const pl_layer *l) {
     pl_scratch *s = p->scratch;
-    norm(p, w, l->ffn_norm, NULL, p->n, is_quantised(&l->gate) || is_quantised(&l->up));
+    norm(p, w, l->ffn_norm, NULL, p->n, planes(p, &l->gate) | planes(p, &l->up));
     product(p, w, &l->gate, s->gate, 0);
     product(p, w, &l->up, s->up, 0);
     pl_barrier_wait(w);
     gated(p, w);
-    quantize(p, w, p->n, l->down.cols, is_quantised(&l->down));
+    quantize(p, w, p->n, l->down.cols, planes(p, &l->down));
     pl_barrier_wait(w);
     product(p, w, &l->down, s->x, 1);
     pl_barrier_wait(w);
 }
 
-/* logits = head norm(x), for the rows that are wanted. */
+/* logits = head norm(x), for the rows that are wanted. Its input has both planes whatever the precision: the head
+ * moves the answer most, and costs its time for one token only. */
 static void head(const pass *p, const pl_worker *w) {
     const pl_matrix *matrix = pl_model_head(p->model);
-    norm(p, w, p->model->final_norm, p->wanted, p->n_logits, is_quantised(matrix));
-    pl_acts x = pl_acts_view(&p->scratch->acts, matrix->cols);
+    norm(p, w, p->model->final_norm, p->wanted, p->n_logits, planes(p, matrix) ? 2 : 0);
+    pl_acts x = pl_acts_view(&p->scratch->acts, matrix->cols, 2);
     pl_matmul(p->kernels, w, matrix, &x, p->n_logits, &(pl_output){.columns = p->logits});
 }
 

@@ -60,11 +60,11 @@ void pl_matrix_row(const pl_matrix *m, int64_t row, float *out) {
 
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
-int32_t pl_act_buffer_init(pl_act_buffer *b, int64_t n, int64_t widest, int32_t planes, pl_error *err) {
+int32_t pl_act_buffer_init(pl_act_buffer *b, int64_t n, int64_t widest, pl_error *err) {
     size_t ld = (size_t)pl_pad(widest), tokens = (size_t)n, blocks = ld / PL_BLOCK + 1;
-    *b = (pl_act_buffer){.ld = (int64_t)ld, .planes = planes};
+    *b = (pl_act_buffer){.ld = (int64_t)ld};
     b->f = pl_alloc(tokens * ld, sizeof *b->f);
-    b->q = pl_alloc(tokens * ld, (size_t)planes);
+    b->q = pl_alloc(tokens * ld, 2);
     b->scale = pl_alloc(tokens * blocks, sizeof *b->scale);
     b->offset = pl_alloc(tokens * blocks, sizeof *b->offset);
     b->sum = pl_alloc(tokens * blocks, sizeof *b->sum);
@@ -83,14 +83,13 @@ void pl_act_buffer_free(pl_act_buffer *b) {
     *b = (pl_act_buffer){0};
 }
 
-void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *b, int64_t c, int64_t k) {
+void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *b, int64_t c, int64_t k, int32_t planes) {
     int64_t i = c * (k / PL_BLOCK);
-    kernels->quantize(b->f + c * b->ld, k, b->planes, b->q + c * b->planes * k, b->scale + i, b->offset + i,
-                      b->sum + i);
+    kernels->quantize(b->f + c * b->ld, k, planes, b->q + c * planes * k, b->scale + i, b->offset + i, b->sum + i);
 }
 
-pl_acts pl_acts_view(const pl_act_buffer *b, int64_t k) {
-    return (pl_acts){b->f, b->ld, b->q, b->scale, b->offset, b->sum, k, b->planes};
+pl_acts pl_acts_view(const pl_act_buffer *b, int64_t k, int32_t planes) {
+    return (pl_acts){b->f, b->ld, b->q, b->scale, b->offset, b->sum, k, planes};
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------- */

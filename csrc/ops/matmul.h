@@ -27,19 +27,18 @@ void pl_matrix_row(const pl_matrix *matrix, int64_t row, float *out);
 typedef struct pl_act_buffer {
     float *f;        /* (n, ld) */
     int64_t ld;      /* padded width of the widest input */
-    int8_t *q;       /* (n, planes, k) */
+    int8_t *q;       /* (n, planes, k), planes at most 2 */
     float *scale, *offset; /* (n, k / 32) */
     int32_t *sum;
-    int32_t planes;
 } pl_act_buffer;
 
-int32_t pl_act_buffer_init(pl_act_buffer *buffer, int64_t n, int64_t widest, int32_t planes, pl_error *err);
+int32_t pl_act_buffer_init(pl_act_buffer *buffer, int64_t n, int64_t widest, pl_error *err);
 void pl_act_buffer_free(pl_act_buffer *buffer);
 
-/* Quantises column c, the k floats at buffer->f + c * ld. k is a multiple of 32. */
-void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *buffer, int64_t c, int64_t k);
-/* The buffer as kernels read it, for inputs of width k. */
-pl_acts pl_acts_view(const pl_act_buffer *buffer, int64_t k);
+/* Quantises column c, the k floats at buffer->f + c * ld, into `planes` bytes each. k is a multiple of 32. */
+void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *buffer, int64_t c, int64_t k, int32_t planes);
+/* The buffer as kernels read it, for inputs of width k quantised into `planes`. */
+pl_acts pl_acts_view(const pl_act_buffer *buffer, int64_t k, int32_t planes);
 
 /* Where a product goes: column c to base + c * ld, or to columns[c] where that is given. */
 typedef struct pl_output {

@@ -26,8 +26,9 @@ MAX_ALIGNMENT = 1 << 16
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
 MAX_STRINGS = 1 << 22  # in all arrays together; the largest vocabularies with their merges have under 2^20
+MAX_ARRAYS = 1 << 16  # inside other arrays, all together
+MAX_DEPTH = 4
 MAX_NAME_BYTES = 64
-MAX_DEPTH = 4  # arrays in arrays
 
 MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, one character, type, the smallest value
 MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # length, dimension count, one dimension, type, offset
@@ -134,6 +135,7 @@ class _Reader:
         self.size = len(buffer)
         self.at = 0
         self.strings_left = MAX_STRINGS
+        self.arrays_left = MAX_ARRAYS
 
     def error(self, message: str) -> ModelFormatError:
         return ModelFormatError(f"{self.path}: damaged GGUF file: {message}")
@@ -239,8 +241,8 @@ def _read_array(reader: _Reader, key: str, depth: int) -> Value:
 def _read_nested(reader: _Reader, key: str, count: int, depth: int) -> list[Any]:
     if depth >= MAX_DEPTH:
         raise reader.error(f"metadata {key} nests arrays more than {MAX_DEPTH} deep")
-    reader.check_count(count, 12, reader.strings_left, f"arrays in {key}")
-    reader.strings_left -= count
+    reader.check_count(count, 12, reader.arrays_left, f"arrays in {key}")
+    reader.arrays_left -= count
     return [_read_array(reader, f"{key}[{i}]", depth + 1) for i in range(count)]
 
 

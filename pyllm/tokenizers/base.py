@@ -44,7 +44,8 @@ class Tokenizer(ABC):
 
     vocab_size: number of ids, which are 0 to vocab_size - 1.
     bos_id: the id that begins a text, or None. add_bos: whether this model's texts begin with it.
-    eos_ids: ids that end a text or a turn. stop_ids: ids at which generation stops; the same, but for llama2.c's files.
+    eos_id: the id that `encode(eos=True)` ends with, or None. eos_ids: all ids that end a text or a turn.
+    stop_ids: ids at which generation stops; the same as eos_ids, but for llama2.c's files.
     control_ids: ids that add nothing to the text, and that text becomes only with `special=True`.
     chat_template: Jinja source, or None.
     """
@@ -53,6 +54,7 @@ class Tokenizer(ABC):
         self._traits = traits
         self.vocab_size: int = traits.vocab_size
         self.bos_id: int | None = traits.bos_id
+        self.eos_id: int | None = traits.eos_id
         self.eos_ids: frozenset[int] = traits.eos_ids
         self.stop_ids: frozenset[int] = traits.eos_ids if traits.stop_ids is None else traits.stop_ids
         self.control_ids: frozenset[int] = frozenset(traits.control)
@@ -60,7 +62,7 @@ class Tokenizer(ABC):
         self.add_bos: bool = traits.add_bos
         self._known_bytes: dict[int, bytes] = {}
 
-    # ---- loading -----------------------------------------------------------------------------------------------------
+    # ---- loading ----------------------------------------------------------------------------------------------------
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
@@ -83,7 +85,7 @@ class Tokenizer(ABC):
 
         return from_metadata(checkpoint.metadata, str(checkpoint.path))
 
-    # ---- encoding ----------------------------------------------------------------------------------------------------
+    # ---- encoding ---------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, *, bos: bool | None = None, eos: bool = False, special: bool = False) -> list[int]:
         """Token ids of a text.
@@ -126,9 +128,9 @@ class Tokenizer(ABC):
         """Ids with BOS before and EOS after them, as asked."""
         if self.add_bos if bos is None else bos:
             ids = [self._need(self.bos_id, "BOS"), *ids]
-        return [*ids, self._need(self._traits.eos_id, "EOS")] if eos else ids
+        return [*ids, self._need(self.eos_id, "EOS")] if eos else ids
 
-    # ---- decoding ----------------------------------------------------------------------------------------------------
+    # ---- decoding ---------------------------------------------------------------------------------------------------
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids. Control tokens add nothing; bytes that are no UTF-8 become U+FFFD.
@@ -155,7 +157,16 @@ class Tokenizer(ABC):
         """The token as the vocabulary's file writes it. Raises `ValueError` for an id out of range."""
         return self._piece(self._check_id(token))
 
-    # ---- what each kind of vocabulary adds ---------------------------------------------------------------------------
+    @property
+    def control_texts(self) -> Mapping[int, str]:
+        """How control tokens are written in text, by id; "" for those that are not."""
+        return self._traits.control
+
+    def special_text(self, token: int) -> str:
+        """How a token that templates name, such as BOS, is written in text."""
+        return self._traits.control.get(token) or self.id_to_piece(token)
+
+    # ---- what each kind of vocabulary adds --------------------------------------------------------------------------
 
     @abstractmethod
     def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
@@ -169,7 +180,7 @@ class Tokenizer(ABC):
     def _piece(self, token: int) -> str:
         """The file's own writing of a token whose id is in range."""
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
+    # ---- inside -----------------------------------------------------------------------------------------------------
 
     @cached_property
     def _control_pieces(self) -> PieceMatcher:

@@ -46,12 +46,14 @@ class Fields:
     source: str
 
     def text(self, key: str) -> str | None:
+        """The string under a key, None where there is none."""
         value = self.metadata.get(key)
         if value is not None and not isinstance(value, str):
             raise self.error(f"{key} is {value!r:.80}, expected a string")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
+        """A truth value of the vocabulary."""
         value = self.metadata.get(PREFIX + key, default)
         if not isinstance(value, (bool, np.bool_)):
             raise self.error(f"{PREFIX}{key} is {value!r:.80}, expected true or false")
@@ -67,6 +69,7 @@ class Fields:
         return value
 
     def strings(self, key: str) -> Sequence[str]:
+        """A list of strings of the vocabulary, which must be there."""
         value = self.metadata.get(PREFIX + key)
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or len(value) == 0:
             raise self.error(f"{PREFIX}{key} is missing, or no list of strings")
@@ -76,6 +79,7 @@ class Fields:
 
     @cached_property
     def pieces(self) -> Sequence[str]:
+        """The tokens, by id."""
         return self.strings("tokens")
 
     @cached_property
@@ -100,10 +104,12 @@ class Fields:
         return types
 
     def ids(self, kind: int) -> list[int]:
+        """The tokens of one type."""
         found: list[int] = np.flatnonzero(self.types == kind).tolist()
         return found
 
     def error(self, flaw: str) -> TokenizerError:
+        """What to raise for a flaw."""
         return TokenizerError(f"{self.source}: damaged vocabulary: {flaw}")
 
 
@@ -113,7 +119,7 @@ def read_traits(fields: Fields, *, add_bos: bool, prefix: str = "", space: str =
     """
     eos = fields.token("eos_token_id")
     # Unknown tokens are no text either; but no text names them, so nothing has to be kept from doing so.
-    control = {i: fields.pieces[i] for i in fields.ids(CONTROL)} | {i: "" for i in fields.ids(UNKNOWN)}
+    control = {i: fields.pieces[i] for i in fields.ids(CONTROL)} | dict.fromkeys(fields.ids(UNKNOWN), "")
     user_defined = {i: fields.pieces[i].replace(space, " ") for i in fields.ids(USER_DEFINED)}
     ends = {eos, fields.token("eot_token_id"), fields.token("eom_token_id")} - {None}
     ends |= {i for i, text in control.items() if is_ending(text)}

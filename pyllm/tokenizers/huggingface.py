@@ -28,11 +28,12 @@ class JsonTokenizer(Tokenizer):
         self._library = _build(spec, source)
         self._later = _build(_without_first_prefix(spec), source)
         added = _added_tokens(spec, source)
-        self._added = {token["id"]: token["content"] for token in added}
+        self._added: dict[int, str] = {token["id"]: token["content"] for token in added}
         special = [token for token in added if token.get("special") is True]
         self._eats_left = {token["id"] for token in special if token.get("lstrip") is True}
         self._eats_right = {token["id"] for token in special if token.get("rstrip") is True}
-        self._pieces = {token: piece for piece, token in self._library.get_vocab(with_added_tokens=True).items()}
+        vocabulary = self._library.get_vocab(with_added_tokens=True)
+        self._pieces: dict[int, str] = {token: piece for piece, token in vocabulary.items()}
         self._kinds = set(_types_in(spec.get("decoder")))
         control = {token["id"]: token["content"] for token in special}
         super().__init__(self._read_traits(control, spec, source))
@@ -68,6 +69,7 @@ class JsonTokenizer(Tokenizer):
         return bool(first) and self._pieces[first[0]].startswith(SPACE)
 
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """As everywhere, but that white space beside some special tokens falls away."""
         return super().encode_parts(self._eat_spaces(list(parts)))
 
     def _eat_spaces(self, parts: list[str | int]) -> list[str | int]:
@@ -83,13 +85,13 @@ class JsonTokenizer(Tokenizer):
     def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
         ids = _ids(self._library if at_start else self._later, text)
         if not self.control_ids.isdisjoint(ids):
-            raise TokenizerError(f"{self._traits.source}: this kind of vocabulary reads control tokens out of plain text")
+            raise TokenizerError(f"{self._traits.source}: the vocabulary makes control tokens of plain text")
         return ids
 
     def _bytes_of(self, token: int) -> bytes:
         if token in self._added:
             return self._added[token].encode()
-        piece = self._pieces.get(token, "")  # a hole in the ids
+        piece: str = self._pieces.get(token, "")  # a hole in the ids
         if "ByteLevel" in self._kinds:
             return bytes([BYTE_OF[c] for c in piece]) if all(c in BYTE_OF for c in piece) else piece.encode()
         byte = byte_value(piece) if "ByteFallback" in self._kinds else None
@@ -99,7 +101,7 @@ class JsonTokenizer(Tokenizer):
         return self._pieces.get(token, "")
 
 
-# ---- the file ----------------------------------------------------------------------------------------------------------
+# ---- the file ------------------------------------------------------------------------------------------------------
 
 
 def _parse_object(data: bytes, source: str) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def _ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
     return list(library.encode(text, add_special_tokens=False).ids)
 
 
-# ---- its neighbours ----------------------------------------------------------------------------------------------------
+# ---- its neighbours ------------------------------------------------------------------------------------------------
 
 
 def read_neighbours(source: str) -> dict[str, str]:

@@ -53,7 +53,7 @@ def parse(data: bytes, source: str) -> Tokenizer:
 
 
 def looks_like_sentencepiece(data: bytes) -> bool:
-    """A protobuf whose first field is a piece, which begins with its text; as a tokenizer.bin it would make no sense."""
+    """A protobuf that begins with a piece, and the piece with its text; no tokenizer.bin has such a beginning."""
     return data[:1] == b"\n" and data[2:3] == b"\n"
 
 

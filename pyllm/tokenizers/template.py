@@ -1,0 +1,201 @@
+"""Chat templates: Jinja in a sandbox, with the names that Hugging Face's templates expect, and bounds on their work."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError, nodes, pass_context
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from pyllm.errors import TokenizerError
+from pyllm.tokenizers.tagged import TaggedText, Tags
+
+# Far above every real template and conversation: what needs more was made to do harm.
+LONGEST_TEMPLATE = 1 << 20  # characters
+MOST_STEPS = 1_000_000  # passes through loops and macros, in one rendering
+LONGEST_TEXT = 1 << 26  # characters, rendered or in any string on the way
+LONGEST_RANGE = 10_000
+LARGEST_NUMBER = 1000  # for widths and powers
+
+_STEPS = "steps left"  # in a template's variables; no template can write this name
+_PADDING_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
+
+
+class ChatTemplate:
+    """A compiled template. Any number of threads may render it at once."""
+
+    def __init__(self, source: str, tags: Tags) -> None:
+        if len(source) > LONGEST_TEMPLATE:
+            raise TokenizerError(f"a chat template of {len(source)} characters, more than {LONGEST_TEMPLATE}")
+        try:
+            self._template = _Environment(tags).from_string(source)
+        except Exception as error:  # foreign code: Jinja's errors, and Python's for what it compiles to
+            raise TokenizerError(f"the chat template cannot be read: {error}") from error
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """The text, with the stand-ins of the tags. Raises `TokenizerError` with the template's own message."""
+        try:
+            return str(self._template.render({**variables, _STEPS: [MOST_STEPS]}))
+        except Exception as error:  # foreign code may fail in any way
+            raise TokenizerError(f"the chat template does not take this conversation: {error}") from error
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Hugging Face's set-up of Jinja, in which joined text keeps its tags."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, tags: Tags) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
+        self._tags = tags
+        self.concat = self._join  # type: ignore[method-assign]  # what macros and `{% set %}` blocks are built with
+        self.globals |= {"raise_exception": _raise, "strftime_now": _now, "range": _range}
+        del self.globals["lipsum"]
+        self.filters |= {"join_text": self._join, _STEPS: _count_step, "tojson": self._to_json}
+        self.filters |= {"join": self._join_filter, "replace": self._replace_filter}
+        for name in ("int", "float"):
+            self.filters[name] = _on_plain_text(self.filters[name])
+        for name in ("batch", "center", "indent"):
+            self.filters[name] = _with_small_numbers(self.filters[name])
+        del self.filters["format"]
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = Parser(self, source, name, filename).parse()
+        _Rewriter().visit(tree)
+        return tree
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        padding = isinstance(obj, str) and attr in _PADDING_METHODS
+        return not padding and super().is_safe_attribute(obj, attr, value)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        _check_size(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def _join(self, parts: Iterable[Any]) -> str:
+        texts = [str(part) for part in parts]
+        if sum(map(len, texts)) > LONGEST_TEXT:
+            raise TemplateError(f"it makes more than {LONGEST_TEXT} characters")
+        return self._tags.text("".join(texts))
+
+    def _join_filter(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+        items = value if attribute is None else [self.getitem(item, attribute) for item in value]
+        return self._tags.text(str(d).join(str(item) for item in items))
+
+    def _replace_filter(self, value: Any, old: str, new: str, count: int | None = None) -> str:
+        text = value if isinstance(value, str) else str(value)
+        if isinstance(old, TaggedText) and not isinstance(text, TaggedText):
+            old = old.plain
+        return self._tags.text(text.replace(old, new, -1 if count is None else count))
+
+    def _to_json(self, value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        """As Hugging Face has it: no escapes for HTML. What comes out counts as text from messages."""
+        options = {key: options[key] for key in ("separators", "sort_keys") if key in options}
+        text = json.dumps(self._tags.show_all(value), ensure_ascii=ensure_ascii, indent=indent, **options)
+        return self._tags.text(self._tags.hide(text))
+
+
+# ---- what templates call -------------------------------------------------------------------------------------------
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _range(*bounds: int) -> range:
+    values = range(*bounds)
+    if len(values) > LONGEST_RANGE:
+        raise TemplateError(f"a range of {len(values)} numbers, more than {LONGEST_RANGE}")
+    return values
+
+
+def _on_plain_text(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(value: Any, *args: Any, **options: Any) -> Any:
+        return function(value.plain if isinstance(value, TaggedText) else value, *args, **options)
+
+    return call
+
+
+# ---- bounds --------------------------------------------------------------------------------------------------------
+
+
+class _Rewriter(NodeTransformer):
+    """Counts passes through loops and macros, and sends `~` through the join that keeps tags."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.body.insert(0, _step_statement(node.lineno))
+        return node
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
+        self.generic_visit(node)
+        node.body.insert(0, _step_statement(node.lineno))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+        self.generic_visit(node)
+        parts = nodes.List(node.nodes, lineno=node.lineno)
+        return nodes.Filter(parts, "join_text", [], [], None, None, lineno=node.lineno)
+
+
+def _step_statement(line: int) -> nodes.ExprStmt:
+    step = nodes.Filter(nodes.Const("", lineno=line), _STEPS, [], [], None, None, lineno=line)
+    return nodes.ExprStmt(step, lineno=line)
+
+
+@pass_context
+def _count_step(context: Context, value: str) -> str:
+    left = context.parent[_STEPS]
+    left[0] -= 1
+    if left[0] < 0:
+        raise TemplateError(f"it loops more than {MOST_STEPS} times")
+    return value
+
+
+def _check_size(operator: str, left: Any, right: Any) -> None:
+    """Refuses an operation before its result fills the memory."""
+    size = 0
+    if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+        size = len(left) + len(right)
+    elif operator == "*" and isinstance(left, (str, list, tuple)) and isinstance(right, int):
+        size = len(left) * right
+    elif operator == "*" and isinstance(right, (str, list, tuple)) and isinstance(left, int):
+        size = len(right) * left
+    elif operator == "%" and isinstance(left, str):
+        size = LONGEST_TEXT + 1 if re.search(r"%[^%a-zA-Z]*(\*|\d{4})", left) else 0
+    elif operator == "**" and max(abs(left), abs(right)) > LARGEST_NUMBER:
+        size = LONGEST_TEXT + 1
+    if size > LONGEST_TEXT:
+        raise TemplateError(f"the result of {operator} would be larger than {LONGEST_TEXT}")
+
+
+def _with_small_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        for value in (*args, *options.values()):
+            if isinstance(value, int) and value > LARGEST_NUMBER:
+                raise TemplateError(f"{value} is larger than {LARGEST_NUMBER}, the limit here")
+        return function(*args, **options)
+
+    return call
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks the answer's text for training; here it only stands for what is in it."""
+
+    tags = {"generation"}  # noqa: RUF012  (Jinja declares it so)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
