@@ -198,6 +198,8 @@ def _table(values: dict[str, Any]) -> str:
 
 
 def _readable(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_readable(item)}" for name, item in value.items())
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 100 else f"{value:,.1f}"
@@ -416,8 +418,9 @@ def _models(options: argparse.Namespace) -> None:
     if options.json:
         _print_json(records)
         return
-    for record in records:
-        print("  ".join(str(value) for value in (record | {"path": record["path"] or "not fetched yet"}).values()))
+    for entry in catalogue.models():
+        where = str(entry.path) if entry.cached else "not fetched yet"
+        print(f"{entry.name}  {entry.title}  {entry.nbytes / 1e6:,.1f} MB  {entry.licence}  {where}")
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:

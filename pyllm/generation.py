@@ -268,21 +268,18 @@ class Generation:
                 self._lock.release()
 
     def _locked_step(self) -> Chunk | None:
-        if self._cancelled:
-            self._finish("cancelled")
         if self._stepper is None:
             return None
-        started = time.perf_counter()
         if self._deadline is None and self._plan.timeout is not None:
             self._deadline = time.monotonic() + self._plan.timeout
-        phase = 1 if self._tokens else 0
+        started, phase = time.perf_counter(), 1 if self._tokens else 0
         try:
             return self._draw_next(self._stepper)
         finally:
             self._seconds[phase] += time.perf_counter() - started
 
     def _draw_next(self, stepper: Stepper) -> Chunk | None:
-        logits = self._advance(stepper)
+        logits = None if self._poll() else self._advance(stepper)
         if logits is None:
             self._finish("cancelled")
             return None

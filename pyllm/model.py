@@ -7,7 +7,7 @@ import math
 import mmap
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +50,7 @@ def load(
     threads: int | None = None,
     context_length: int | None = None,
     precision: str = "high",
-    kv_dtype: str = "f16",
+    kv_dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     progress: Progress | bool | None = None,
 ) -> Model:
@@ -60,7 +60,8 @@ def load(
     `threads`: None means as many as this process may really use (`machine.available_threads`).
     `context_length`: positions of a session that asks for none; None means what the model was made for.
     `precision`: "high" (16-bit activations, the model's own answer) or "fast" (8-bit, about twice the prefill rate).
-    `kv_dtype`: "f16" or "f32", the type of keys and values.
+    `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16, but f32 for llama2.c's files, so that their
+    texts are run.c's to the letter.
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
     `progress`: a callable (done, total) in bytes, or True for a bar on a terminal.
 
@@ -68,24 +69,19 @@ def load(
     `ModelUnavailableError` where there is no such model, `TokenizerError` for a tokenizer that does not fit, and
     `ValueError` for an argument out of range.
     """
-    arguments = {
-        "threads": threads,
-        "context_length": context_length,
-        "precision": precision,
-        "kv_dtype": kv_dtype,
-        "tokenizer": tokenizer,
-    }
-    _check_arguments(threads, precision, kv_dtype)
-    path = _find(source, progress)
-    checkpoint = formats.open_checkpoint(path)
+    arguments = {"threads": threads, "context_length": context_length, "precision": precision, "tokenizer": tokenizer}
+    threads = available_threads() if threads is None else _checked_threads(threads)
+    _check_choice("precision", precision, PLANES)
+    _check_choice("kv_dtype", kv_dtype, (*KV_DTYPES, None))
+    checkpoint = formats.open_checkpoint(_find(source, progress))
     try:
         config = architectures.describe(checkpoint)
+        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" else "f16")
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
-        threads = available_threads() if threads is None else threads
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
             _bind_all(native, checkpoint, config, progress)
-            return Model(native, checkpoint, config, chosen, arguments)
+            return Model(native, checkpoint, config, chosen, arguments | {"kv_dtype": kv_dtype})
         except BaseException:
             native.close()
             raise
@@ -425,13 +421,15 @@ class Model:
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
-def _check_arguments(threads: int | None, precision: str, kv_dtype: str) -> None:
-    if threads is not None and not 1 <= operator.index(threads) <= MAX_THREADS:
+def _checked_threads(threads: int) -> int:
+    if not 1 <= operator.index(threads) <= MAX_THREADS:
         raise ValueError(f"threads must be in [1, {MAX_THREADS}], or None, not {threads}")
-    if precision not in PLANES:
-        raise ValueError(f"precision must be one of {', '.join(PLANES)}, not {precision!r}")
-    if kv_dtype not in KV_DTYPES:
-        raise ValueError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, not {kv_dtype!r}")
+    return operator.index(threads)
+
+
+def _check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
 def _find(source: str | os.PathLike[str], progress: Progress | bool | None) -> Path:

@@ -13,6 +13,7 @@
 struct pl_barrier {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
+    _Alignas(64) atomic_int stalls; /* waits that outlasted the spinning: somebody was not running */
 };
 
 enum { SPINS = 4000, YIELDS = 200, SLEEP_NANOSECONDS = 50000 };
@@ -47,6 +48,7 @@ void pl_barrier_wait(const pl_worker *worker) {
     }
     for (int32_t tries = 0; atomic_load_explicit(&b->generation, memory_order_acquire) == generation;) {
         wait_a_little(tries);
+        if (tries == SPINS) atomic_fetch_add_explicit(&b->stalls, 1, memory_order_relaxed);
         if (tries < SPINS + YIELDS) tries++;
     }
 }
@@ -65,22 +67,33 @@ double pl_seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* ---- regions ---- */
+/* ---- regions ---------------------------------------------------------------------------------------------------- */
 
 typedef struct region {
     int32_t threads;
     pl_task_fn fn;
     void *argument;
+    int32_t stalls; /* out: how often a thread was waited for that was not running */
 } region;
 
-static void run_region(const region *r) {
+/* Longer than this between asking for threads and having them, or between the work's end and the region's, and a
+ * thread was not running. Starting threads for the first time takes less. */
+static const double late_seconds = 300e-6;
+
+static void run_region(region *r) {
     pl_barrier barrier = {0};
 #ifdef _OPENMP
+    double opened = pl_seconds(), late = 0, done = 0;
 #pragma omp parallel num_threads(r->threads)
     {
         pl_worker worker = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+        pl_barrier_wait(&worker);
+        if (worker.index == 0) late = pl_seconds() - opened;
         r->fn(r->argument, &worker);
+        pl_barrier_wait(&worker);
+        if (worker.index == 0) done = pl_seconds();
     }
+    r->stalls = atomic_load(&barrier.stalls) + (late > late_seconds) + (pl_seconds() - done > late_seconds);
 #else
     r->fn(r->argument, &(pl_worker){0, 1, &barrier});
 #endif
@@ -112,19 +125,39 @@ static void run_region_in_child(region *r) {
     }
 }
 
+/* ---- company ---------------------------------------------------------------------------------------------------- */
+
+/* On a core that another process is using, a thread of ours is late at every barrier, and all wait for it: two threads
+ * are then many times slower than one. Results do not depend on the number of threads, so after two regions in a row
+ * with stalls work goes on alone for a while, longer each time a new try stalls again. Guarded by `turn`. */
+static int32_t stalled_regions;
+static double alone_until, alone_for;
+static const double shortest_alone = 0.05, longest_alone = 2.0;
+
+static void learn_from(const region *r) {
+    if (r->stalls == 0) {
+        stalled_regions = 0;
+        alone_for = 0;
+    } else if (++stalled_regions >= 2) {
+        alone_for = alone_for == 0 ? shortest_alone : 2 * alone_for;
+        if (alone_for > longest_alone) alone_for = longest_alone;
+        alone_until = pl_seconds() + alone_for;
+        stalled_regions = 1; /* one more stall after this is enough */
+    }
+}
+
 void pl_parallel(int32_t threads, pl_task_fn fn, void *argument) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_fork_handler);
-    if (threads <= 1) {
+    region r = {threads, fn, argument, 0};
+    if (threads > 1) pthread_mutex_lock(&turn);
+    if (threads <= 1 || pl_seconds() < alone_until) {
         fn(argument, &(pl_worker){0, 1, NULL});
-        return;
-    }
-    region r = {threads, fn, argument};
-    pthread_mutex_lock(&turn);
-    if (forked) {
+    } else if (forked) {
         run_region_in_child(&r);
     } else {
         run_region(&r);
+        learn_from(&r);
     }
-    pthread_mutex_unlock(&turn);
+    if (threads > 1) pthread_mutex_unlock(&turn);
 }

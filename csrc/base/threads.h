@@ -15,8 +15,9 @@ typedef struct pl_worker {
 
 typedef void (*pl_task_fn)(void *argument, const pl_worker *worker);
 
-/* Runs fn on `threads` threads at once (fewer where the system has no more) and returns when all are done. Callers
- * from several threads take turns: the machine's cores serve one region at a time. Works in forked children. */
+/* Runs fn on `threads` threads at once, or on fewer where the system has no more or its cores are busy with others,
+ * and returns when all are done. What fn computes must not depend on the number. Callers from several threads take
+ * turns: the machine's cores serve one region at a time. Works in forked children. */
 void pl_parallel(int32_t threads, pl_task_fn fn, void *argument);
 
 /* Everything written before it by any thread of the region is seen by all after it. */

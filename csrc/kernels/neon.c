@@ -68,18 +68,33 @@ PL_INLINE void load4_bf16(const void *strip, int64_t k, int row, float32x4_t w[4
     }
 }
 
-/* s[r][j] = fma(w, x[k + j], s[r][j]) for the first `count` chains j. */
-PL_INLINE void add_products(load_fn load, const void *strip, int64_t k, int row, int count, int rows, int columns,
-                            const float *x, int64_t ld, float32x4_t s[4][4]) {
+/* s[r or c][j] = fma(w, x[k + j], the same) for the four chains j. */
+PL_INLINE void add_four(load_fn load, const void *strip, int64_t k, int row, int rows, int columns, const float *x,
+                        int64_t ld, float32x4_t s[4][4]) {
+    for (int r = 0; r < rows; r++) {
+        float32x4_t w[4];
+        load(strip, k, row + 4 * r, w);
+        for (int c = 0; c < columns; c++) {
+            float32x4_t f = vld1q_f32(x + c * ld + k);
+            s[r + c][0] = vfmaq_laneq_f32(s[r + c][0], w[0], f, 0);
+            s[r + c][1] = vfmaq_laneq_f32(s[r + c][1], w[1], f, 1);
+            s[r + c][2] = vfmaq_laneq_f32(s[r + c][2], w[2], f, 2);
+            s[r + c][3] = vfmaq_laneq_f32(s[r + c][3], w[3], f, 3);
+        }
+    }
+}
+
+/* The last one to three k: the other chains are left alone, and nothing of x is read that is not there. */
+PL_INLINE void add_rest(load_fn load, const void *strip, int64_t k, int row, int rest, int rows, int columns,
+                        const float *x, int64_t ld, float32x4_t s[4][4]) {
     for (int r = 0; r < rows; r++) {
         float32x4_t w[4];
         load(strip, k, row + 4 * r, w);
         for (int c = 0; c < columns; c++) {
             const float *f = x + c * ld + k;
             s[r + c][0] = vfmaq_n_f32(s[r + c][0], w[0], f[0]);
-            if (count > 1) s[r + c][1] = vfmaq_n_f32(s[r + c][1], w[1], f[1]);
-            if (count > 2) s[r + c][2] = vfmaq_n_f32(s[r + c][2], w[2], f[2]);
-            if (count > 3) s[r + c][3] = vfmaq_n_f32(s[r + c][3], w[3], f[3]);
+            if (rest > 1) s[r + c][1] = vfmaq_n_f32(s[r + c][1], w[1], f[1]);
+            if (rest > 2) s[r + c][2] = vfmaq_n_f32(s[r + c][2], w[2], f[2]);
         }
     }
 }
@@ -90,10 +105,8 @@ PL_INLINE void float_tile(load_fn load, const void *strip, int row, int rows, in
     float32x4_t s[4][4];
     for (int i = 0; i < 16; i++) s[i / 4][i % 4] = vdupq_n_f32(0);
     int64_t k = 0;
-    for (; k + 4 <= k_end; k += 4) add_products(load, strip, k, row, 4, rows, columns, x, ld, s);
-    if (k_end - k == 3) add_products(load, strip, k, row, 3, rows, columns, x, ld, s);
-    if (k_end - k == 2) add_products(load, strip, k, row, 2, rows, columns, x, ld, s);
-    if (k_end - k == 1) add_products(load, strip, k, row, 1, rows, columns, x, ld, s);
+    for (; k + 4 <= k_end; k += 4) add_four(load, strip, k, row, rows, columns, x, ld, s);
+    if (k < k_end) add_rest(load, strip, k, row, (int)(k_end - k), rows, columns, x, ld, s);
     for (int i = 0; i < 4; i++) {
         float *out = rows == 4 ? y + row + 4 * i : y + row + i * ldy;
         vst1q_f32(out, vaddq_f32(vaddq_f32(s[i][0], s[i][1]), vaddq_f32(s[i][2], s[i][3])));
@@ -112,9 +125,9 @@ PL_INLINE void matmul_float(load_fn load, const void *strip, const pl_acts *x, i
     for (; c < n; c++) float_tile(load, strip, 0, 4, 1, f + c * x->ld, x->ld, x->k, y + c * ldy, ldy);
 }
 
-#define FLOAT_MATMUL(type)                                                                                             \
+#define FLOAT_MATMUL(type) \
     void pl_neon_matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul_float(load4_##type, strip, x, first, n, y, ldy);                                                        \
+        matmul_float(load4_##type, strip, x, first, n, y, ldy); \
     }
 FLOAT_MATMUL(f32)
 FLOAT_MATMUL(f16)
@@ -160,8 +173,7 @@ PL_INLINE void zero_block(int64_t k, int32_t planes, int8_t *q) {
     if (planes == 2) memset(q + k, 0, PL_BLOCK);
 }
 
-void pl_neon_quantize(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset,
-                      int32_t *sum) {
+void pl_neon_quantize(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset, int32_t *sum) {
     const float steps = planes == 2 ? 32512.0f : 127.0f;
     for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += PL_BLOCK) {
         uint32_t bits = largest_magnitude(x);
@@ -279,7 +291,8 @@ PL_INLINE void weigh_tile(void load(const void *, int64_t, float32x4_t[4]), cons
     for (int64_t t = 0; t < tokens; t++) {
         float32x4_t v[4];
         load(value, t * d16 + d, v);
-        for (int i = 0; i < 4 * heads; i++) s[i / 4][i % 4] = vfmaq_n_f32(s[i / 4][i % 4], v[i % 4], p[i / 4 * ldp + t]);
+        for (int i = 0; i < 4 * heads; i++)
+            s[i / 4][i % 4] = vfmaq_n_f32(s[i / 4][i % 4], v[i % 4], p[i / 4 * ldp + t]);
     }
     for (int i = 0; i < 4 * heads; i++) vst1q_f32(out + i / 4 * d16 + d + 4 * (i % 4), s[i / 4][i % 4]);
 }

@@ -23,16 +23,16 @@ void pl_neon_weigh_f32(const float *value, int64_t tokens, int64_t d16, const fl
 /* ---- half a block: 8 rows of 32 k -------------------------------------------------------------------------------- */
 
 typedef struct half_block {
-    int8x16_t code[8][2];     /* group of 4 k, rows 4 r and up; still `bias` too high */
-    float32x4_t scale[2][2];  /* one per step, rows 4 r and up */
+    int8x16_t code[8][2];    /* group of 4 k, rows 4 r and up; still `bias` too high */
+    float32x4_t scale[2][2]; /* one per step, rows 4 r and up */
     float32x4_t minimum[2];
 } half_block;
 
 /* What a packing's loop has to know; all constants where it is inlined. */
 typedef struct traits {
-    int bias;        /* value = scale * (code - bias) + minimum, taken off through the activations' sum */
-    int chain;       /* products of code and an int8 that an int16 can hold the sum of; divides the groups of a step */
-    int steps;       /* scales per 32 k */
+    int bias;  /* value = scale * (code - bias) + minimum, taken off through the activations' sum */
+    int chain; /* products of code and an int8 that an int16 can hold the sum of; divides the groups of a step */
+    int steps; /* scales per 32 k */
     int has_minimum;
 } traits;
 
@@ -226,10 +226,10 @@ PL_INLINE void matmul_quantised(open_fn open, traits t, const void *strip, const
     }
 }
 
-/* chain: 15 * 128, 31 * 128 and 32 * 128 times its 4 (groups a step) * 8 or 4 stay below 2^15; 128 * 128 only once. */
-#define PL_NEON_MATMUL(type, ...)                                                                                      \
-    static void matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) {  \
-        matmul_quantised(open_##type, (traits){__VA_ARGS__}, strip, x, first, n, y, ldy);                              \
+/* chain: an int16 holds 8 products of at most 31 * 128 (a step's groups), or 4 of 32 * 128, but not two of 128 * 128. */
+#define PL_NEON_MATMUL(type, ...) \
+    static void matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
+        matmul_quantised(open_##type, (traits){__VA_ARGS__}, strip, x, first, n, y, ldy); \
     }
 PL_NEON_MATMUL(q8, .bias = 0, .chain = 1, .steps = 1)
 PL_NEON_MATMUL(q8f, .bias = 0, .chain = 1, .steps = 1)
@@ -241,27 +241,27 @@ PL_NEON_MATMUL(q4k, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
 PL_NEON_MATMUL(q5k, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
 PL_NEON_MATMUL(q6k, .bias = 0, .chain = 4, .steps = 2)
 
-#define PL_NEON_TABLE(level)                      \
-    {                                             \
-        .name = level,                            \
-        .matmul = {[PL_PACK_F32] = pl_neon_matmul_f32,   \
-                   [PL_PACK_F16] = pl_neon_matmul_f16,   \
+#define PL_NEON_TABLE(level) \
+    { \
+        .name = level, \
+        .matmul = {[PL_PACK_F32] = pl_neon_matmul_f32, \
+                   [PL_PACK_F16] = pl_neon_matmul_f16, \
                    [PL_PACK_BF16] = pl_neon_matmul_bf16, \
-                   [PL_PACK_Q8] = matmul_q8,      \
-                   [PL_PACK_Q8F] = matmul_q8f,    \
-                   [PL_PACK_Q4] = matmul_q4,      \
-                   [PL_PACK_Q4M] = matmul_q4m,    \
-                   [PL_PACK_Q5] = matmul_q5,      \
-                   [PL_PACK_Q5M] = matmul_q5m,    \
-                   [PL_PACK_Q4K] = matmul_q4k,    \
-                   [PL_PACK_Q5K] = matmul_q5k,    \
-                   [PL_PACK_Q6K] = matmul_q6k},   \
-        .quantize = pl_neon_quantize,             \
-        .rmsnorm = pl_neon_rmsnorm,               \
-        .swiglu = pl_neon_swiglu,                 \
-        .softmax = pl_neon_softmax,               \
-        .weigh_f16 = pl_neon_weigh_f16,           \
-        .weigh_f32 = pl_neon_weigh_f32,           \
+                   [PL_PACK_Q8] = matmul_q8, \
+                   [PL_PACK_Q8F] = matmul_q8f, \
+                   [PL_PACK_Q4] = matmul_q4, \
+                   [PL_PACK_Q4M] = matmul_q4m, \
+                   [PL_PACK_Q5] = matmul_q5, \
+                   [PL_PACK_Q5M] = matmul_q5m, \
+                   [PL_PACK_Q4K] = matmul_q4k, \
+                   [PL_PACK_Q5K] = matmul_q5k, \
+                   [PL_PACK_Q6K] = matmul_q6k}, \
+        .quantize = pl_neon_quantize, \
+        .rmsnorm = pl_neon_rmsnorm, \
+        .swiglu = pl_neon_swiglu, \
+        .softmax = pl_neon_softmax, \
+        .weigh_f16 = pl_neon_weigh_f16, \
+        .weigh_f32 = pl_neon_weigh_f32, \
     }
 
 #endif

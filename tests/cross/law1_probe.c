@@ -35,9 +35,9 @@ static float random_float(void) { return (float)(random_bits() & 0xffffff) * 0x1
 
 /* Numbers at which something changes, among ordinary ones. */
 static float awkward_float(void) {
-    static const float edges[] = {0.0f,      -0.0f,    INFINITY, -INFINITY,        NAN,         0x1p-100f,
-                                  0x1p-101f, 1e-40f,   -1e-45f,  3e38f,            PL_EXP_MIN,  -PL_EXP_MIN,
-                                  -1.0f,     2048.25f, 65504.0f, 0x1.fffffep-127f, -PL_EXP_MAX, PL_EXP_MAX};
+    static const float edges[] = {
+        0.0f,  -0.0f,      INFINITY,    -INFINITY, NAN,      0x1p-100f, 0x1p-101f,        1e-40f,      -1e-45f,
+        3e38f, PL_EXP_MIN, -PL_EXP_MIN, -1.0f,     2048.25f, 65504.0f,  0x1.fffffep-127f, -PL_EXP_MAX, PL_EXP_MAX};
     uint32_t r = random_bits();
     return r % 16 ? random_float() * (float)(1u << r % 7) : edges[(r >> 8) % (sizeof edges / sizeof *edges)];
 }
@@ -137,12 +137,13 @@ typedef struct activations {
 static activations make_activations(const pl_kernels *kernels, int64_t n, int64_t k, int32_t planes, int awkward) {
     int64_t ld = (k + 31) / 32 * 32, blocks = ld / 32;
     activations a = {.f = get((size_t)(n * ld), 4), .scale = get((size_t)(n * blocks), 4)};
-    a.offset = get((size_t)(n * blocks), 4), a.sum = get((size_t)(n * blocks), 4), a.q = get((size_t)(n * planes), (size_t)ld);
+    a.offset = get((size_t)(n * blocks), 4), a.sum = get((size_t)(n * blocks), 4),
+    a.q = get((size_t)(n * planes), (size_t)ld);
     for (int64_t c = 0; c < n; c++) {
         for (int64_t i = 0; i < k; i++) a.f[c * ld + i] = awkward ? awkward_float() : random_float();
         if (k % 32 == 0) {
-            kernels->quantize(a.f + c * ld, k, planes, a.q + c * planes * k, a.scale + c * blocks, a.offset + c * blocks,
-                              a.sum + c * blocks);
+            kernels->quantize(a.f + c * ld, k, planes, a.q + c * planes * k, a.scale + c * blocks,
+                              a.offset + c * blocks, a.sum + c * blocks);
         }
     }
     a.view = (pl_acts){.f = a.f, .ld = ld, .q = a.q, .scale = a.scale, .offset = a.offset, .sum = a.sum};
@@ -150,9 +151,7 @@ static activations make_activations(const pl_kernels *kernels, int64_t n, int64_
     return a;
 }
 
-static void free_activations(activations *a) {
-    free(a->f), free(a->scale), free(a->offset), free(a->q), free(a->sum);
-}
+static void free_activations(activations *a) { free(a->f), free(a->scale), free(a->offset), free(a->q), free(a->sum); }
 
 static uint64_t hash_matmul(const pl_kernels *kernels, pl_packing packing, int64_t k, int64_t n, int32_t planes,
                             int awkward, uint64_t hash) {
@@ -174,7 +173,8 @@ static void probe_matmuls(const pl_kernels *kernels) {
         uint64_t hash = START;
         random_state = 1000 + (uint64_t)packing;
         for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
-            int64_t k = pl_packings[packing].floats ? 37 + (int64_t)i : pl_packings[packing].elements * (1 + (int64_t)i % 3);
+            int64_t k =
+                pl_packings[packing].floats ? 37 + (int64_t)i : pl_packings[packing].elements * (1 + (int64_t)i % 3);
             for (int32_t planes = 1; planes <= 2; planes++) {
                 hash = hash_matmul(kernels, (pl_packing)packing, k, columns[i], planes, i % 3 == 2, hash);
             }
@@ -241,7 +241,17 @@ static void probe_weigh(const pl_kernels *kernels) {
 
 /* ---- a whole model ----------------------------------------------------------------------------------------------- */
 
-enum { DIM = 256, HIDDEN = 512, LAYERS = 2, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 64, VOCAB = 96, PROMPT = 11, DECODED = 5 };
+enum {
+    DIM = 256,
+    HIDDEN = 512,
+    LAYERS = 2,
+    HEADS = 4,
+    KV_HEADS = 2,
+    HEAD_DIM = 64,
+    VOCAB = 96,
+    PROMPT = 11,
+    DECODED = 5
+};
 enum { GROUP = 64 /* of the llama2.c type */ };
 
 static pl_error error;
@@ -299,10 +309,20 @@ static void bind(pl_model *model, int32_t slot, int32_t layer, const pl_type_inf
 
 static pl_model *make_model(const pl_type_info *type, int32_t planes, int32_t kv_type) {
     const pl_type_info *vector = pl_type_find(PL_TYPE_F32);
-    const pl_config config = {.dim = DIM, .hidden_dim = HIDDEN, .n_layers = LAYERS, .n_heads = HEADS,
-                              .n_kv_heads = KV_HEADS, .head_dim = HEAD_DIM, .vocab_size = VOCAB, .context_length = 64,
-                              .norm_eps = 1e-5f, .rope_base = 10000.0f, .rope_dims = HEAD_DIM,
-                              .rope_interleaved = planes == 1, .planes = planes, .kv_type = kv_type};
+    const pl_config config = {.dim = DIM,
+                              .hidden_dim = HIDDEN,
+                              .n_layers = LAYERS,
+                              .n_heads = HEADS,
+                              .n_kv_heads = KV_HEADS,
+                              .head_dim = HEAD_DIM,
+                              .vocab_size = VOCAB,
+                              .context_length = 64,
+                              .norm_eps = 1e-5f,
+                              .rope_base = 10000.0f,
+                              .rope_dims = HEAD_DIM,
+                              .rope_interleaved = planes == 1,
+                              .planes = planes,
+                              .kv_type = kv_type};
     pl_model *model;
     must(pl_model_new(&config, &model, &error));
     bind(model, PL_SLOT_EMBEDDING, 0, type, VOCAB, DIM);
