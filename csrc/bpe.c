@@ -25,10 +25,10 @@ typedef struct slot {
 
 struct pl_bpe {
     int32_t n;
-    uint8_t *bytes;      /* all pieces, one after another */
-    size_t *offsets;     /* (n + 1) */
-    float *scores;       /* (n) */
-    slot *slots;         /* (mask + 1), open addressing; at most half full */
+    uint8_t *bytes;  /* all pieces, one after another */
+    size_t *offsets; /* (n + 1) */
+    float *scores;   /* (n) */
+    slot *slots;     /* (mask + 1), open addressing; at most half full */
     size_t mask;
     uint64_t seed;
     size_t longest;      /* bytes of the longest mergeable piece */
@@ -95,8 +95,7 @@ static int32_t check_vocabulary(const int64_t *offsets, int32_t n, const int32_t
     if (n < 1) return pl_fail(err, PL_INVALID, "a vocabulary of %d pieces", (int)n);
     if (offsets[0] != 0) return pl_fail(err, PL_INVALID, "the first piece starts at %lld", (long long)offsets[0]);
     for (int32_t i = 0; i < n; i++)
-        if (offsets[i + 1] < offsets[i])
-            return pl_fail(err, PL_INVALID, "piece %d ends before it starts", (int)i);
+        if (offsets[i + 1] < offsets[i]) return pl_fail(err, PL_INVALID, "piece %d ends before it starts", (int)i);
     for (int32_t b = 0; b < 256; b++)
         if (byte_ids[b] < -1 || byte_ids[b] >= n)
             return pl_fail(err, PL_INVALID, "the piece of byte %d is %d, outside [-1, %d)", (int)b, (int)byte_ids[b],
@@ -185,7 +184,7 @@ static size_t longest_word(const pl_bpe *bpe, const uint8_t *text, size_t nbytes
 typedef struct symbol {
     size_t start, length; /* bytes of the word */
     size_t previous, next;
-    int32_t id;           /* -1: no piece; falls back to its bytes */
+    int32_t id; /* -1: no piece; falls back to its bytes */
 } symbol;
 
 /* A pair that may be merged: symbol `left` and its neighbour, into piece `id` of `length` bytes. */
@@ -287,10 +286,8 @@ static int32_t write_word(const pl_bpe *bpe, const workspace *w, const uint8_t *
     int32_t status = PL_OK;
     for (size_t i = 0; i != NONE && status == PL_OK; i = w->symbols[i].next) {
         const symbol *s = &w->symbols[i];
-        if (s->id >= 0)
-            out[(*n_out)++] = s->id;
-        else
-            status = write_bytes(bpe, word + s->start, s->length, out, n_out, err);
+        if (s->id >= 0) out[(*n_out)++] = s->id;
+        else status = write_bytes(bpe, word + s->start, s->length, out, n_out, err);
     }
     return status;
 }

@@ -144,6 +144,8 @@ void pl_model_release(pl_model *model);              /* drops the caller's refer
 
 typedef struct pl_session pl_session;
 
+enum { PL_LONGEST_CONTEXT = 1048576 }; /* positions; RoPE's angles are exact up to here */
+
 int32_t pl_session_new(pl_model *model, int64_t context_length, pl_session **out, pl_error *err);
 void pl_session_free(pl_session *session);
 int64_t pl_session_position(const pl_session *session);          /* tokens evaluated so far */

@@ -194,11 +194,22 @@ static int32_t draw(candidates *c, const pl_sampling *s, float coin, int64_t bes
     return draw_from_all(c, coin);
 }
 
+static int32_t choose(candidates *c, const pl_sampling *s, uint64_t *rng, int32_t *token, pl_error *err) {
+    int64_t best;
+    int32_t status = find_best(c, &best, err);
+    if (status) return status;
+    *token = c->id[best];
+    if (s->temperature == 0.0f) return PL_OK;
+    for (int64_t i = 0; i < c->n; i++) c->value[i] /= s->temperature;
+    *token = draw(c, s, random_f32(rng), best);
+    return PL_OK;
+}
+
 /* ---- the boundary -------------------------------------------------------------------------------------------------- */
 
 int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
-                  const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias,
-                  int64_t n_bias, float *work, int32_t *token, pl_error *err) {
+                  const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
+                  float *work, int32_t *token, pl_error *err) {
     if (vocab < 1 || vocab > INT32_MAX)
         return pl_fail(err, PL_INVALID, "%lld logits: at least one is needed", (long long)vocab);
     int32_t status = check_options(sampling, rng, err);
@@ -207,17 +218,9 @@ int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logit
     if (status) return status;
 
     candidates c = {work, (int32_t *)(work + vocab), vocab};
-    memcpy(work, logits, (size_t)vocab * sizeof *work);
-    add_bias(work, bias_ids, bias, n_bias);
-    apply_penalties(work, c.id, sampling, history, n_history);
+    memcpy(c.value, logits, (size_t)vocab * sizeof *logits);
+    add_bias(c.value, bias_ids, bias, n_bias);
+    apply_penalties(c.value, c.id, sampling, history, n_history);
     for (int64_t i = 0; i < vocab; i++) c.id[i] = (int32_t)i;
-
-    int64_t best;
-    if ((status = find_best(&c, &best, err))) return status;
-    *token = c.id[best];
-    if (sampling->temperature == 0.0f) return PL_OK;
-    float temperature = sampling->temperature;
-    for (int64_t i = 0; i < vocab; i++) work[i] /= temperature;
-    *token = draw(&c, sampling, random_f32(rng), best);
-    return PL_OK;
+    return choose(&c, sampling, rng, token, err);
 }

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+from typing import TYPE_CHECKING
 
-from pyllm import _core
-from pyllm.config import ModelConfig
 from pyllm.errors import (
     ClosedError,
     ContextLengthError,
@@ -22,11 +22,16 @@ from pyllm.errors import (
     TokenizerError,
     UnsupportedModelError,
 )
-from pyllm.generation import Chunk, Generation, Stats
-from pyllm.model import Model, Score, load
-from pyllm.sampling import Sampler
-from pyllm.session import Session
-from pyllm.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from pyllm.config import ModelConfig
+    from pyllm.generation import Chunk, Generation, Stats
+    from pyllm.model import Model, Score, load
+    from pyllm.sampling import Sampler
+    from pyllm.session import Session
+    from pyllm.tokenizers import Tokenizer
+
+    __version__: str
 
 __all__ = [
     "Chunk",
@@ -51,25 +56,47 @@ __all__ = [
     "load",
 ]
 
-__version__: str
+#: Where the names above live. They are imported when first used, because numpy alone takes longer to import than all
+#: of pyllm, and a program that may never run a model should not wait for it.
+_HOMES = {
+    "Chunk": "generation",
+    "Generation": "generation",
+    "Model": "model",
+    "ModelConfig": "config",
+    "Sampler": "sampling",
+    "Score": "model",
+    "Session": "session",
+    "Stats": "generation",
+    "Tokenizer": "tokenizers",
+    "load": "model",
+}
 
 logging.getLogger("pyllm").addHandler(logging.NullHandler())
 
 
-def _select_isa(name: str | None) -> None:
-    """PYLLM_ISA: the level of kernels to use instead of the best one."""
-    if name and name not in _core.isa_names():
-        raise ValueError(f"PYLLM_ISA={name}: this machine runs {', '.join(_core.isa_names())}")
-    if name:
-        _core.isa_select(name)
-
-
-_select_isa(os.environ.get("PYLLM_ISA"))
-
-
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version  # here: slow to import, and rarely asked for
+        value: object = importlib.import_module("importlib.metadata").version("pyllm")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"pyllm.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'pyllm' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-        return version("pyllm")
-    raise AttributeError(f"module 'pyllm' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _select_isa(name: str) -> None:
+    """Use the kernel level that PYLLM_ISA names instead of the best one, or say which there are."""
+    from pyllm import _core
+
+    if name not in _core.isa_names():
+        raise ValueError(f"PYLLM_ISA={name}: this machine runs {', '.join(_core.isa_names())}")
+    _core.isa_select(name)
+
+
+if os.environ.get("PYLLM_ISA"):
+    _select_isa(os.environ["PYLLM_ISA"])

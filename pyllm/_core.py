@@ -36,6 +36,9 @@ EXCEPTIONS: dict[int, type[Exception]] = {
     lib.PL_INTERRUPTED: Interrupted,
 }
 
+#: The most positions a session may hold.
+LONGEST_CONTEXT: int = lib.PL_LONGEST_CONTEXT
+
 KV_TYPES = {"f16": lib.PL_TYPE_F16, "f32": lib.PL_TYPE_F32}
 
 SLOTS = {

@@ -130,7 +130,7 @@ class Model:
         self._types = _count_types(checkpoint.tensors.values())
         self._bos_id, self._stop_ids = _text_limits(checkpoint, tokenizer)
         self._default_sampler = sampler_from_metadata(checkpoint.metadata)
-        self._context_length = config.context_length
+        self._context_length = min(config.context_length, _core.LONGEST_CONTEXT)
         self._context_length = self._session_length(arguments["context_length"])
 
     # ---- facts -------------------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ class Model:
         return begin_generation(self, Steps(lambda: self.session(length), owned=True), ids, length, options)
 
     def _session_length(self, wanted: int | None) -> int:
-        made_for = self._config.context_length
+        made_for = min(self._config.context_length, _core.LONGEST_CONTEXT)
         if wanted is None:
             return self._context_length
         if operator.index(wanted) < 1:

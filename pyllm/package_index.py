@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from pyllm.progress import Progress
@@ -120,24 +121,29 @@ def _words(environ: Mapping[str, str], name: str) -> list[str]:
 
 
 def _uv_files(environ: Mapping[str, str]) -> dict[str, str]:
-    """The index settings of uv's user and system files; Python 3.10 cannot read TOML, and has none."""
-    if sys.version_info < (3, 11):
-        return {}
-    import tomllib
-
+    """The index settings of uv's system and user files, later files winning."""
     home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or Path.home(), ".config"))
     values: dict[str, str] = {}
     for path in (Path("/etc/uv/uv.toml"), home / "uv" / "uv.toml", Path(environ.get("UV_CONFIG_FILE") or os.devnull)):
-        try:
-            table = tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise WheelNotFound(f"cannot read uv's settings in {path}: {error}") from None
+        table = _read_toml(path)
         indexes = [entry for entry in table.get("index", []) if isinstance(entry, dict) and "url" in entry]
         default = [entry["url"] for entry in indexes if entry.get("default")] or [table.get("index-url")]
         extra = [entry["url"] for entry in indexes if not entry.get("default")] + table.get("extra-index-url", [])
         found = {"index-url": default[0], "extra-index-url": " ".join(extra)}
         values.update({name: value for name, value in found.items() if value})
     return values
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file; nothing where there is none, and on Python 3.10, which cannot read one."""
+    if sys.version_info >= (3, 11) and path.is_file():
+        import tomllib
+
+        try:
+            return tomllib.loads(path.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise WheelNotFound(f"cannot read uv's settings in {path}: {error}") from None
+    return {}
 
 
 # ---- finding and fetching ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -31,11 +32,16 @@ def reporting(progress: Progress | bool | None, label: str, unit: str = "B") -> 
 
 @contextmanager
 def bar(label: str, unit: str = "B") -> Iterator[Progress]:
-    """A bar on stderr, which vanishes at the end; drawn only on a terminal."""
+    """A bar on stderr, which vanishes at the end; nothing where stderr is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield silent
+        return
     from tqdm import tqdm  # here, because most programs that import pyllm never draw one
 
-    scale = unit == "B"
-    with tqdm(desc=label, unit=unit, unit_scale=scale, leave=False, disable=None, dynamic_ncols=True) as drawn:
+    class Bar(tqdm):  # type: ignore[type-arg]  # tqdm is generic in its stubs alone
+        monitor_interval = 0  # no watching thread: the host program may fork
+
+    with Bar(desc=label, unit=unit, unit_scale=unit == "B", leave=False, dynamic_ncols=True) as drawn:
 
         def report(done: int, total: int) -> None:
             drawn.total = total or None

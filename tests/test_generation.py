@@ -90,7 +90,7 @@ class Bench:
     """A generation and the stepper under it."""
 
     def __init__(self, script: str | Sequence[int], delay: float = 0.0, **plan: Any) -> None:
-        tokens = list(script.encode()) + [END] if isinstance(script, str) else script
+        tokens = [*script.encode(), END] if isinstance(script, str) else script
         self.stepper = ScriptedStepper(tokens, delay)
         options: dict[str, Any] = {
             "prompt": [80],
@@ -105,7 +105,7 @@ class Bench:
         return [chunk.text for chunk in self.generation]
 
 
-# ---- text ---------------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_computed_before_it_is_read() -> None:
@@ -178,7 +178,7 @@ def test_without_a_decoder_there_are_tokens() -> None:
         bench.generation.text  # noqa: B018
 
 
-# ---- stop strings -------------------------------------------------------------------------------------------------------
+# ---- stop strings --------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_string_never_leaks() -> None:
@@ -202,7 +202,9 @@ def test_held_text_comes_out_at_the_limit() -> None:
     assert bench.generation.finish_reason == "length"
 
 
-@given(text=st.text("ab", max_size=12), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), data=st.data())
+@given(
+    text=st.text("ab", max_size=12), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), data=st.data()
+)
 def test_the_scanner_does_not_depend_on_how_text_is_divided(text: str, stops: list[str], data: st.DataObject) -> None:
     ends = sorted((text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text)
     expected = text[: ends[0][1]] if ends else text
@@ -217,7 +219,7 @@ def test_the_scanner_does_not_depend_on_how_text_is_divided(text: str, stops: li
     assert scanner.stopped == bool(ends)
 
 
-# ---- limits -------------------------------------------------------------------------------------------------------------
+# ---- limits --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3])
@@ -237,7 +239,7 @@ def test_the_context_ends_a_text() -> None:
     assert bench.generation.finish_reason == "length"
 
 
-# ---- ending early -------------------------------------------------------------------------------------------------------
+# ---- ending early --------------------------------------------------------------------------------------------------
 
 
 def test_close_ends_it() -> None:
@@ -328,7 +330,7 @@ def test_a_dropped_generation_frees_its_timeline_at_once() -> None:
         gc.enable()
 
 
-# ---- facts --------------------------------------------------------------------------------------------------------------
+# ---- facts ---------------------------------------------------------------------------------------------------------
 
 
 def test_logprobs_are_those_of_the_model() -> None:
@@ -372,7 +374,7 @@ def test_penalties_see_prompt_and_text() -> None:
     assert recorder.seen == [[1, 2], [1, 2, 97], [1, 2, 97, 97]]
 
 
-# ---- asyncio ------------------------------------------------------------------------------------------------------------
+# ---- asyncio -------------------------------------------------------------------------------------------------------
 
 
 def test_async_for() -> None:

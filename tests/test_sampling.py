@@ -21,7 +21,7 @@ Logits = np.ndarray[Any, np.dtype[np.float32]]
 f32 = np.float32
 
 
-# ---- the definition, written again with no cleverness: everything is sorted, everything is summed in order ------------
+# ---- the definition, written again with no cleverness: everything is sorted, everything is summed in order ---------
 
 
 class Xorshift:
@@ -70,7 +70,7 @@ def draws(sampler: Sampler, logits: Logits, n: int) -> list[int]:
     return [state.draw(logits) for _ in range(n)]
 
 
-# ---- run.c ------------------------------------------------------------------------------------------------------------
+# ---- run.c ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_documented_draws_of_run_c() -> None:
@@ -112,7 +112,7 @@ def test_greedy_draws_no_random_number() -> None:
     assert state._rng == 42
 
 
-# ---- options, one by one ----------------------------------------------------------------------------------------------
+# ---- options, one by one -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 99, 100, 299, 300, 5000])
@@ -191,7 +191,7 @@ def test_logits_are_left_as_they_were() -> None:
     assert np.array_equal(logits, before)
 
 
-# ---- corners ----------------------------------------------------------------------------------------------------------
+# ---- corners -------------------------------------------------------------------------------------------------------
 
 
 def test_one_token_is_always_drawn() -> None:
@@ -275,7 +275,7 @@ def test_values_out_of_range(options: dict[str, Any]) -> None:
         Sampler(**options)
 
 
-# ---- seeds and state --------------------------------------------------------------------------------------------------
+# ---- seeds and state -----------------------------------------------------------------------------------------------
 
 
 def test_a_seed_reproduces_and_none_does_not() -> None:
@@ -333,7 +333,7 @@ def test_threads_may_share_a_sampler() -> None:
     assert sorted(together) == sorted(draws(Sampler(top_p=1.0, seed=4), flat, 400))
 
 
-# ---- defaults in files --------------------------------------------------------------------------------------------------
+# ---- defaults in files ---------------------------------------------------------------------------------------------
 
 
 def test_defaults_from_metadata() -> None:

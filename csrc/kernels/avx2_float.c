@@ -91,10 +91,7 @@ PL_INLINE void run_chain(pl_packing packing, int odd, int columns, const void *s
                          const float *x, int64_t ld, sums sum) {
     sums s;
     PL_UNROLL for (int c = 0; c < columns; c++) s[c][0] = sum[c][0], s[c][1] = sum[c][1];
-    for (int64_t k = from; k < end; k += CHAINS) {
-        PL_UNROLL for (int c = 0; c < columns && !odd; c++) _mm_prefetch((const char *)(x + c * ld + k + PIECE), _MM_HINT_T0);
-        step(packing, odd, columns, strip, k, x, ld, s);
-    }
+    for (int64_t k = from; k < end; k += CHAINS) step(packing, odd, columns, strip, k, x, ld, s);
     PL_UNROLL for (int c = 0; c < columns; c++) sum[c][0] = s[c][0], sum[c][1] = s[c][1];
 }
 

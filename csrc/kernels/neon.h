@@ -226,7 +226,7 @@ PL_INLINE void matmul_quantised(open_fn open, traits t, const void *strip, const
     }
 }
 
-/* chain: an int16 holds 8 products of at most 31 * 128 (a step's groups), or 4 of 32 * 128, but not two of 128 * 128. */
+/* chain: an int16 holds a step's 8 products of at most 31 * 128, or 4 of 32 * 128, but not two of 128 * 128. */
 #define PL_NEON_MATMUL(type, ...) \
     static void matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
         matmul_quantised(open_##type, (traits){__VA_ARGS__}, strip, x, first, n, y, ldy); \

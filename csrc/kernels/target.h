@@ -1,7 +1,7 @@
 /* How a kernel file raises its own instruction set: everything between PL_TARGET_BEGIN("avx2,fma") and PL_TARGET_END is
  * compiled for it, whatever the flags of the build, so one library holds all levels and starts on any CPU.
  *
- * Rules: include <immintrin.h> and our headers before the region; one region a file; no OpenMP inside (its outlined
+ * Rules: include <immintrin.h> and our headers before the region; one target a file; no OpenMP inside (its outlined
  * functions take the target along, and Clang refuses them); no test of __AVX2__ and the like, which Clang leaves
  * undefined inside a region. */
 #ifndef PL_KERNELS_TARGET_H
@@ -9,8 +9,11 @@
 
 #define PL_PRAGMA(text) _Pragma(#text)
 
+/* PL_UNROLL stands before a loop with a small constant count: an array of vectors indexed by the loop's variable lives
+ * in registers only if the loop is gone before the compiler splits arrays. */
 #if defined(__clang__)
-#define PL_TARGET_BEGIN(features) PL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define PL_TARGET_BEGIN(features) \
+    PL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define PL_TARGET_END PL_PRAGMA(clang attribute pop)
 #define PL_UNROLL PL_PRAGMA(clang loop unroll(full))
 #else
@@ -21,8 +24,5 @@
 
 /* Templates: functions whose constant arguments make one instance each. */
 #define PL_INLINE static inline __attribute__((always_inline))
-
-/* PL_UNROLL stands before a loop with a small constant count: an array of vectors indexed by the loop's variable lives
- * in registers only when the loop is gone before the compiler splits arrays. */
 
 #endif

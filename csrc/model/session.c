@@ -5,14 +5,11 @@
 #include "base/error.h"
 #include "base/memory.h"
 
-/* Angles stay exact up to here (base/math.h), and no model goes further. */
-enum { LONGEST_CONTEXT = 1 << 20 };
-
 int32_t pl_session_new(pl_model *m, int64_t context_length, pl_session **out, pl_error *err) {
     if (!m->finished) return pl_fail(err, PL_INVALID, "the model is not finished");
-    if (context_length < 1 || context_length > LONGEST_CONTEXT) {
+    if (context_length < 1 || context_length > PL_LONGEST_CONTEXT) {
         return pl_fail(err, PL_INVALID, "context length %lld is out of range: expected 1 to %d",
-                       (long long)context_length, LONGEST_CONTEXT);
+                       (long long)context_length, PL_LONGEST_CONTEXT);
     }
     pl_session *s = pl_alloc(1, sizeof *s);
     if (s == NULL) return pl_fail(err, PL_MEMORY, "no memory for a session");

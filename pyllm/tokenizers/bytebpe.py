@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pyllm.errors import TokenizerError
 from pyllm.tokenizers.base import Tokenizer, Traits
+from pyllm.tokenizers.library import library_errors
 from pyllm.tokenizers.pretokenizers import PRETOKENIZERS, Pretokenizer
 
 if TYPE_CHECKING:
@@ -40,12 +41,8 @@ class ByteLevelTokenizer(Tokenizer):
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
         how = self._pretokenizer()
-        try:
-            return _build(self._mergeable(), self._pairs(), how)
-        except TokenizerError:
-            raise
-        except Exception as error:  # the library raises nothing more special
-            raise TokenizerError(f"{self._traits.source}: damaged vocabulary: {error}") from error
+        with library_errors(self._traits.source, "vocabulary"):
+            return build_library(self._mergeable(), self._pairs(), how)
 
     def _pretokenizer(self) -> Pretokenizer:
         if self._pre is None:
@@ -77,7 +74,9 @@ class ByteLevelTokenizer(Tokenizer):
         return pairs
 
     def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        library = self._library
+        with library_errors(self._traits.source, "vocabulary"):
+            ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 
     def _bytes_of(self, token: int) -> bytes:
@@ -93,7 +92,8 @@ class ByteLevelTokenizer(Tokenizer):
         return self._pieces[token]
 
 
-def _build(vocabulary: dict[str, int], merges: list[tuple[str, str]], how: Pretokenizer) -> tokenizers.Tokenizer:
+def build_library(vocabulary: dict[str, int], merges: list[tuple[str, str]], how: Pretokenizer) -> tokenizers.Tokenizer:
+    """The library's tokenizer for a vocabulary without whole pieces."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     library = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=how.whole_words))

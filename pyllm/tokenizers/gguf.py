@@ -62,10 +62,14 @@ class Fields:
     def token(self, key: str) -> int | None:
         """The id under a key. The type's largest number stands for no token; anything else must be an id."""
         value = self.metadata.get(PREFIX + key)
-        if value is None or value in (-1, 0xFFFFFFFF):
+        if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(self.pieces):
-            raise self.error(f"{PREFIX}{key} is {value!r:.80}, expected an id below {len(self.pieces)}")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(f"{PREFIX}{key} is {value!r:.80}, expected an id")
+        if value in (-1, 0xFFFFFFFF):
+            return None
+        if not 0 <= value < len(self.pieces):
+            raise self.error(f"{PREFIX}{key} is {value}, expected an id below {len(self.pieces)}")
         return value
 
     def strings(self, key: str) -> Sequence[str]:

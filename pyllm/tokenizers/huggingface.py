@@ -12,6 +12,7 @@ from pyllm.errors import TokenizerError
 from pyllm.tokenizers.base import Tokenizer, Traits
 from pyllm.tokenizers.bytebpe import BYTE_OF
 from pyllm.tokenizers.endings import is_ending
+from pyllm.tokenizers.library import library_errors
 from pyllm.tokenizers.scored import byte_value
 
 if TYPE_CHECKING:
@@ -25,18 +26,19 @@ class JsonTokenizer(Tokenizer):
 
     def __init__(self, data: bytes, source: str) -> None:
         spec = _parse_object(data, source)
-        self._library = _build(spec, source)
-        self._later = _build(_without_first_prefix(spec), source)
         added = _added_tokens(spec, source)
-        self._added: dict[int, str] = {token["id"]: token["content"] for token in added}
         special = [token for token in added if token.get("special") is True]
+        self._added: dict[int, str] = {token["id"]: token["content"] for token in added}
         self._eats_left = {token["id"] for token in special if token.get("lstrip") is True}
         self._eats_right = {token["id"] for token in special if token.get("rstrip") is True}
-        vocabulary = self._library.get_vocab(with_added_tokens=True)
-        self._pieces: dict[int, str] = {token: piece for piece, token in vocabulary.items()}
-        self._kinds = set(_types_in(spec.get("decoder")))
-        control = {token["id"]: token["content"] for token in special}
-        super().__init__(self._read_traits(control, spec, source))
+        self._kinds = _checked_kinds(spec, source)
+        with library_errors(source, "tokenizer.json"):
+            self._library = _build(spec)
+            self._later = _build(_without_first_prefix(spec))
+            vocabulary = self._library.get_vocab(with_added_tokens=True)
+            self._pieces: dict[int, str] = {token: piece for piece, token in vocabulary.items()}
+            traits = self._read_traits({token["id"]: token["content"] for token in special}, spec, source)
+        super().__init__(traits)
 
     def _read_traits(self, control: dict[int, str], spec: Mapping[str, Any], source: str) -> Traits:
         config = read_neighbours(source)
@@ -83,7 +85,8 @@ class JsonTokenizer(Tokenizer):
         return parts
 
     def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
-        ids = _ids(self._library if at_start else self._later, text)
+        with library_errors(self._traits.source, "tokenizer.json"):
+            ids = _ids(self._library if at_start else self._later, text)
         if not self.control_ids.isdisjoint(ids):
             raise TokenizerError(f"{self._traits.source}: the vocabulary makes control tokens of plain text")
         return ids
@@ -114,21 +117,22 @@ def _parse_object(data: bytes, source: str) -> dict[str, Any]:
     return spec
 
 
-def _build(spec: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
+def _build(spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
-    try:
-        library = Tokenizer.from_str(json.dumps({**spec, "padding": None, "truncation": None}))
-    except Exception as error:  # the library raises nothing more special
-        raise TokenizerError(f"{source}: damaged tokenizer.json: {error}") from error
+    library = Tokenizer.from_str(json.dumps({**spec, "padding": None, "truncation": None}))
     library.encode_special_tokens = True  # control tokens in text are text; `Tokenizer.encode` cuts out the others
-    _check_decoder(set(_types_in(spec.get("decoder"))), source)
     return library
 
 
-def _check_decoder(kinds: set[str], source: str) -> None:
+def _checked_kinds(spec: Mapping[str, Any], source: str) -> set[str]:
+    kinds = set(_types_in(spec.get("decoder")))
     if not kinds & {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}:
         raise TokenizerError(f"{source}: its decoder ({', '.join(sorted(kinds)) or 'none'}) is not known here")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if isinstance(spec["model"], dict) and spec["model"].get(key):
+            raise TokenizerError(f"{source}: pieces with a {key} are not known here")
+    return kinds
 
 
 def _added_tokens(spec: Mapping[str, Any], source: str) -> list[dict[str, Any]]:

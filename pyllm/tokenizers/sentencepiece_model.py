@@ -16,17 +16,16 @@ class SentencePieceTokenizer(Tokenizer):
     """A vocabulary that the library itself reads, with its own normalisation."""
 
     def __init__(self, data: bytes, source: str) -> None:
-        self._library = library = _load(data, source)
-        size: int = library.vocab_size()
+        self._library, self._pieces = library, pieces = _load(data, source)
         unknown = library.unk_id()
-        control = {i: library.id_to_piece(i) for i in range(size) if library.is_control(i)}
+        control = {i: piece for i, piece in enumerate(pieces) if library.is_control(i)}
         bos, eos = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
         prefix = " " if library.normalize("a").startswith(SPACE) else ""
         ends = {i for i, text in control.items() if is_ending(text)} | ({eos} if eos is not None else set())
         super().__init__(
             Traits(
                 source,
-                vocab_size=size,
+                vocab_size=len(pieces),
                 bos_id=bos,
                 eos_id=eos,
                 eos_ids=frozenset(ends),
@@ -43,19 +42,20 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _bytes_of(self, token: int) -> bytes:
-        piece: str = self._library.id_to_piece(token)
+        piece = self._pieces[token]
         byte = byte_value(piece) if self._library.is_byte(token) else None
         return piece.replace(SPACE, " ").encode() if byte is None else bytes([byte])
 
     def _piece(self, token: int) -> str:
-        piece: str = self._library.id_to_piece(token)
-        return piece
+        return self._pieces[token]
 
 
-def _load(data: bytes, source: str) -> Any:
+def _load(data: bytes, source: str) -> tuple[Any, list[str]]:
+    """The library's processor, and its pieces."""
     import sentencepiece  # here: half a second that users of other vocabularies need not wait
 
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=data)
+        library = sentencepiece.SentencePieceProcessor(model_proto=data)
+        return library, [library.id_to_piece(i) for i in range(library.vocab_size())]
     except (RuntimeError, OSError, ValueError) as error:
         raise TokenizerError(f"{source}: damaged tokenizer.model: {error}") from error

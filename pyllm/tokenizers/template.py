@@ -61,8 +61,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
         self.filters |= {"join_text": self._join, _STEPS: _count_step, "tojson": self._to_json}
         self.filters |= {"join": self._join_filter, "replace": self._replace_filter}
-        for name in ("int", "float"):
-            self.filters[name] = _on_plain_text(self.filters[name])
+        for name in ("e", "escape", "float", "int", "title", "urlencode", "wordcount"):
+            self.filters[name] = self._on_plain_text(self.filters[name])
         for name in ("batch", "center", "indent"):
             self.filters[name] = _with_small_numbers(self.filters[name])
         del self.filters["format"]
@@ -96,6 +96,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             old = old.plain
         return self._tags.text(text.replace(old, new, -1 if count is None else count))
 
+    def _on_plain_text(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that must see the characters themselves. What comes out counts as text from messages."""
+
+        def call(value: Any, *args: Any, **options: Any) -> Any:
+            if not isinstance(value, TaggedText):
+                return function(value, *args, **options)
+            result = function(value.plain, *args, **options)
+            return self._tags.text(self._tags.hide(result)) if isinstance(result, str) else result
+
+        return call
+
     def _to_json(self, value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         """As Hugging Face has it: no escapes for HTML. What comes out counts as text from messages."""
         options = {key: options[key] for key in ("separators", "sort_keys") if key in options}
@@ -119,13 +130,6 @@ def _range(*bounds: int) -> range:
     if len(values) > LONGEST_RANGE:
         raise TemplateError(f"a range of {len(values)} numbers, more than {LONGEST_RANGE}")
     return values
-
-
-def _on_plain_text(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(value: Any, *args: Any, **options: Any) -> Any:
-        return function(value.plain if isinstance(value, TaggedText) else value, *args, **options)
-
-    return call
 
 
 # ---- bounds --------------------------------------------------------------------------------------------------------

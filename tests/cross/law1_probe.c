@@ -33,7 +33,12 @@ static uint32_t random_bits(void) {
 
 static float random_float(void) { return (float)(random_bits() & 0xffffff) * 0x1p-23f - 1.0f; }
 
-/* Numbers at which something changes, among ordinary ones. */
+typedef enum kind {
+    ORDINARY,
+    AWKWARD, /* some numbers at which something changes, among ordinary ones */
+    EXTREME  /* codes and low bytes of activations as large as they get: where a narrow sum would overflow */
+} kind;
+
 static float awkward_float(void) {
     static const float edges[] = {
         0.0f,  -0.0f,      INFINITY,    -INFINITY, NAN,      0x1p-100f, 0x1p-101f,        1e-40f,      -1e-45f,
@@ -41,6 +46,11 @@ static float awkward_float(void) {
     uint32_t r = random_bits();
     return r % 16 ? random_float() * (float)(1u << r % 7) : edges[(r >> 8) % (sizeof edges / sizeof *edges)];
 }
+
+/* As 16-bit activations: a block's largest sets the scale to 1, the others have a low byte of -128. */
+static float extreme_float(int64_t i) { return i % 32 == 7 ? 32512.0f : random_bits() % 2 ? -128.0f : 384.0f; }
+
+static uint8_t extreme_byte(void) { return random_bits() % 2 ? 0 : 0xff; }
 
 static void *get(size_t count, size_t size) {
     void *memory = calloc(count, size);
@@ -134,13 +144,15 @@ typedef struct activations {
 } activations;
 
 /* n columns of k, quantised by `kernels`; the padding of a column is zeros. */
-static activations make_activations(const pl_kernels *kernels, int64_t n, int64_t k, int32_t planes, int awkward) {
+static activations make_activations(const pl_kernels *kernels, int64_t n, int64_t k, int32_t planes, kind kind) {
     int64_t ld = (k + 31) / 32 * 32, blocks = ld / 32;
     activations a = {.f = get((size_t)(n * ld), 4), .scale = get((size_t)(n * blocks), 4)};
     a.offset = get((size_t)(n * blocks), 4), a.sum = get((size_t)(n * blocks), 4),
     a.q = get((size_t)(n * planes), (size_t)ld);
     for (int64_t c = 0; c < n; c++) {
-        for (int64_t i = 0; i < k; i++) a.f[c * ld + i] = awkward ? awkward_float() : random_float();
+        for (int64_t i = 0; i < k; i++) {
+            a.f[c * ld + i] = kind == EXTREME ? extreme_float(i) : kind == AWKWARD ? awkward_float() : random_float();
+        }
         if (k % 32 == 0) {
             kernels->quantize(a.f + c * ld, k, planes, a.q + c * planes * k, a.scale + c * blocks,
                               a.offset + c * blocks, a.sum + c * blocks);
@@ -154,11 +166,13 @@ static activations make_activations(const pl_kernels *kernels, int64_t n, int64_
 static void free_activations(activations *a) { free(a->f), free(a->scale), free(a->offset), free(a->q), free(a->sum); }
 
 static uint64_t hash_matmul(const pl_kernels *kernels, pl_packing packing, int64_t k, int64_t n, int32_t planes,
-                            int awkward, uint64_t hash) {
+                            kind kind, uint64_t hash) {
     int64_t nbytes = pl_strip_bytes(packing, k);
     uint8_t *strip = get((size_t)nbytes, 1);
-    for (int64_t i = 0; i < nbytes; i++) strip[i] = (uint8_t)random_bits(); /* scales: anything at all */
-    activations a = make_activations(kernels, n, k, planes, awkward);
+    for (int64_t i = 0; i < nbytes; i++) { /* scales too: anything at all */
+        strip[i] = kind == EXTREME ? extreme_byte() : (uint8_t)random_bits();
+    }
+    activations a = make_activations(kernels, n, k, planes, kind);
     float *y = get((size_t)n, 16 * sizeof *y);
     kernels->matmul[packing](strip, &a.view, 0, n, y, 16);
     hash = hash_floats(hash, y, n * 16);
@@ -176,7 +190,7 @@ static void probe_matmuls(const pl_kernels *kernels) {
             int64_t k =
                 pl_packings[packing].floats ? 37 + (int64_t)i : pl_packings[packing].elements * (1 + (int64_t)i % 3);
             for (int32_t planes = 1; planes <= 2; planes++) {
-                hash = hash_matmul(kernels, (pl_packing)packing, k, columns[i], planes, i % 3 == 2, hash);
+                hash = hash_matmul(kernels, (pl_packing)packing, k, columns[i], planes, (kind)(i % 3), hash);
             }
         }
         snprintf(detail, sizeof detail, "%d", packing);
@@ -190,7 +204,7 @@ static void probe_quantize(const pl_kernels *kernels) {
     for (int32_t round = 0; round < 40; round++) {
         int32_t planes = 1 + round % 2;
         int64_t k = 32 * (1 + round % 5);
-        activations a = make_activations(kernels, 1, k, planes, round > 10);
+        activations a = make_activations(kernels, 1, k, planes, round > 10 ? AWKWARD : ORDINARY);
         hash = hash_bytes(hash, a.q, (size_t)(planes * k));
         hash = hash_bytes(hash, a.sum, (size_t)(k / 32) * sizeof *a.sum);
         hash = hash_floats(hash_floats(hash, a.scale, k / 32), a.offset, k / 32);

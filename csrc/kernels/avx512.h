@@ -1,0 +1,37 @@
+/* What the files of the AVX-512 level share. A lane is an output row; all sums run in the order of scalar.c. */
+#ifndef PL_KERNELS_AVX512_H
+#define PL_KERNELS_AVX512_H
+
+#include <immintrin.h>
+
+#include "kernels/kernels.h"
+#include "kernels/target.h"
+
+#define PL_AVX512_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+
+pl_matmul_fn pl_avx512_matmul_f32, pl_avx512_matmul_f16, pl_avx512_matmul_bf16;
+pl_matmul_fn pl_avx512_matmul_q8, pl_avx512_matmul_q8f, pl_avx512_matmul_q4, pl_avx512_matmul_q4m, pl_avx512_matmul_q5;
+pl_matmul_fn pl_avx512_matmul_q5m, pl_avx512_matmul_q4k, pl_avx512_matmul_q5k, pl_avx512_matmul_q6k;
+
+/* Runs its body with `width` set to the widths of tiles that make up n, nearly equal and none above `most`: full tiles
+ * and a thin rest would be slower. */
+#define PL_FOR_TILES(width, most, n) \
+    for (int64_t left = (n), tiles = (left + (most) - 1) / (most), width; \
+         tiles > 0 && (width = (left + tiles - 1) / tiles) > 0; left -= width, tiles--)
+
+PL_TARGET_BEGIN(PL_AVX512_TARGET)
+
+PL_INLINE __m512 pl_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+
+PL_INLINE __m512 pl_negate(__m512 x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
+
+/* The lines of `bytes` (a constant) from p on, 4 KB ahead: the hardware alone loses a stream that has several fields.
+ * Past the end of the weights it asks for nothing that matters, and a prefetch cannot fault. */
+PL_INLINE void pl_prefetch(const uint8_t *p, int bytes) {
+    PL_UNROLL
+    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)((uintptr_t)p + 4096 + (uintptr_t)i), _MM_HINT_T0);
+}
+
+PL_TARGET_END
+
+#endif

@@ -1,0 +1,230 @@
+"""A fuzz target for vocabularies: any bytes give a tokenizer that works, or a `PyllmError`.
+
+    python tests/fuzz/fuzz_tokenizers.py --write-corpus FOLDER                 valid files to begin from
+    python tests/fuzz/fuzz_tokenizers.py [libFuzzer options] FOLDER            with atheris (pip install atheris)
+    python tests/fuzz/fuzz_tokenizers.py --rounds 100000 --seed 1              without it: seeded mutations
+
+A failure prints what is needed to repeat it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from fuzz_formats import MUTATIONS, tinygguf
+
+from pyllm import formats
+from pyllm.errors import PyllmError
+from pyllm.tokenizers import Tokenizer
+from pyllm.tokenizers.bytebpe import BYTE_OF
+from pyllm.tokenizers.chat import encode_chat
+from pyllm.tokenizers.gguf import from_metadata
+from pyllm.tokenizers.loading import parse
+
+TEXTS = ("", "a", " the  <s>end\n", "\u00e9\U0001f999\0<|im_end|>")
+TEMPLATE = "{% for m in messages %}{{ '<s>' + m.role + m.content | trim }}</s>{% endfor %}"
+
+
+def exercise(data: bytes) -> str:
+    """Takes bytes through loading and everything a tokenizer does; gives the outcome's name."""
+    try:
+        tokenizer = load(data)
+        if tokenizer is None:
+            return "none"
+        use(tokenizer)
+    except PyllmError as error:
+        return type(error).__name__
+    return "tokenizer"
+
+
+def load(data: bytes) -> Tokenizer | None:
+    if data.startswith(b"GGUF"):
+        return from_metadata(formats.parse(Path("fuzzed"), memoryview(data)).metadata, "fuzzed")
+    return parse(data, "fuzzed")
+
+
+def use(tokenizer: Tokenizer) -> None:
+    """Every public method, and the promises that hold for any vocabulary."""
+    ids = list(range(min(tokenizer.vocab_size, 600)))
+    decoder = tokenizer.decoder()
+    if "".join(map(decoder.push, ids)) + decoder.flush() != tokenizer.decode(ids):
+        raise AssertionError("pieces in a row are not the whole")
+    for token in ids:
+        tokenizer.id_to_piece(token)
+    for text in TEXTS:
+        for special in (False, True):
+            check(tokenizer, tokenizer.encode(text, bos=False, special=special), special)
+    if tokenizer.chat_template is not None:
+        check(tokenizer, encode_chat(tokenizer, [{"role": "user", "content": TEXTS[3]}]), True)
+
+
+def check(tokenizer: Tokenizer, ids: list[int], special: bool) -> None:
+    if not all(0 <= token < tokenizer.vocab_size for token in ids):
+        raise AssertionError(f"{ids} are not all below {tokenizer.vocab_size}")
+    if not special and any(tokenizer.control_texts.get(token) for token in ids):
+        raise AssertionError(f"{ids} hold a control token that nobody asked for")
+
+
+# ---- valid files -----------------------------------------------------------------------------------------------------
+
+
+def fixed_pieces() -> list[str]:
+    return ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+
+
+def tokenizer_bin() -> bytes:
+    pieces = [piece.encode() for piece in [*fixed_pieces(), " ", "a", "t", "h", "e", "th", "the", " the"]]
+    body = b"".join(struct.pack("<fi", -float(i), len(piece)) + piece for i, piece in enumerate(pieces))
+    return struct.pack("<I", 6) + body
+
+
+def varint(number: int) -> bytes:
+    out = b""
+    while number > 0x7F:
+        out += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return out + bytes([number])
+
+
+def message(number: int, data: bytes) -> bytes:
+    """A protobuf field that holds bytes."""
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def tokenizer_model() -> bytes:
+    """SentencePiece's ModelProto: pieces with score and type, a trainer's and a normaliser's settings."""
+    out = b""
+    for i, piece in enumerate([*fixed_pieces(), "\u2581", "a", "t", "h", "e", "th", "the", "\u2581the"]):
+        kind = 2 if i == 0 else 3 if i < 3 else 6 if i < 259 else 1
+        fields = message(1, piece.encode()) + b"\x15" + struct.pack("<f", -float(i)) + b"\x18" + varint(kind)
+        out += message(1, fields)
+    trainer = b"\x18\x02" + varint(35 << 3) + b"\x01" + varint(40 << 3) + b"\x00"  # BPE, byte fallback, id of <unk>
+    return out + message(2, trainer) + message(3, message(1, b"identity"))
+
+
+def byte_pieces() -> list[str]:
+    return ["<s>", "</s>", *sorted(BYTE_OF, key=lambda character: BYTE_OF[character]), "th", "the", "\u0120the"]
+
+
+MERGES = ["t h", "th e", "\u0120 the"]
+
+
+def tokenizer_json() -> bytes:
+    flags = {"single_word": False, "lstrip": False, "rstrip": True, "normalized": False, "special": True}
+    vocabulary = {piece: i for i, piece in enumerate(byte_pieces())}
+    spec = {
+        "added_tokens": [{"id": i, "content": piece, **flags} for i, piece in enumerate(byte_pieces()[:2])],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": MERGES},
+    }
+    return json.dumps(spec).encode()
+
+
+def gguf(fields: dict[str, Any]) -> bytes:
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    return tinygguf.gguf_bytes({"tokenizer.chat_template": TEMPLATE, **metadata}, {})
+
+
+def seeds() -> dict[str, bytes]:
+    """One small valid file of each kind."""
+    pieces = byte_pieces()
+    types = [3, 3, *[1] * (len(pieces) - 2)]
+    ids = {"bos_token_id": 0, "eos_token_id": 1}
+    byte_level = {"model": "gpt2", "pre": "qwen2", "tokens": pieces, "token_type": types, "merges": MERGES, **ids}
+    scored = {key.removeprefix("tokenizer.ggml."): value for key, value in tinygguf.tiny_vocabulary(300).items()}
+    return {
+        "tokenizer.bin": tokenizer_bin(),
+        "tokenizer.model": tokenizer_model(),
+        "tokenizer.json": tokenizer_json(),
+        "byte-level.gguf": gguf(byte_level),
+        "scored.gguf": gguf(scored),
+    }
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+VALUES: tuple[Any, ...] = (None, True, -1, 2**40, 0.5, "", "Metaspace", "\u2581", "ByteFallback", [], ["a b"], {}, [[]])
+
+
+def change_json(rng: random.Random, data: bytes) -> bytes:
+    """A file that is JSON still, but holds something else at one place."""
+    place = spec = json.loads(data)
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = rng.choice(keys)
+        if not isinstance(place[key], (dict, list)) or not place[key] or rng.random() < 0.2:
+            break
+        place = place[key]
+    if rng.random() < 0.2:
+        del place[key]
+    else:
+        place[key] = rng.choice((*VALUES, json.loads(data)["decoder"]))
+    return json.dumps(spec).encode()
+
+
+def mutations(data: bytes, rounds: int, seed: int) -> Iterator[bytes]:
+    """`rounds` damaged copies of a file, the same ones for the same seed."""
+    rng = random.Random(seed)
+    for n in range(rounds):
+        if data.startswith(b"{") and n % 2:
+            yield change_json(rng, data)
+            continue
+        copy = bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            if copy:
+                rng.choice(MUTATIONS)(rng, copy, len(copy))
+        yield bytes(copy)
+
+
+def run_mutations(rounds: int, seed: int) -> None:
+    """The loop for machines without atheris."""
+    for name, data in seeds().items():
+        counts: dict[str, int] = {}
+        for i, damaged in enumerate(mutations(data, rounds, seed)):
+            try:
+                outcome = exercise(damaged)
+            except BaseException:
+                print(f"{name}, seed {seed}, round {i}: {damaged.hex()}", file=sys.stderr)
+                raise
+            counts[outcome] = counts.get(outcome, 0) + 1
+        print(name, counts)
+
+
+def run_atheris() -> None:
+    """Coverage-guided fuzzing; libFuzzer reads the command line."""
+    import atheris  # type: ignore[import-untyped]
+
+    atheris.instrument_all()
+    atheris.Setup(sys.argv, lambda data: exercise(data) and None)
+    atheris.Fuzz()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="fuzz vocabularies")
+    parser.add_argument("--rounds", type=int, help="run so many seeded mutations per file instead of atheris")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write-corpus", type=Path, metavar="FOLDER", help="write the valid files there, and no more")
+    options, rest = parser.parse_known_args()
+    if options.write_corpus:
+        options.write_corpus.mkdir(parents=True, exist_ok=True)
+        for name, data in seeds().items():
+            (options.write_corpus / name).write_bytes(data)
+    elif options.rounds is None and rest:
+        run_atheris()
+    else:
+        run_mutations(options.rounds or 10_000, options.seed)
+
+
+if __name__ == "__main__":
+    main()
