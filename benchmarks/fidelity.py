@@ -6,7 +6,7 @@
 Every engine reads the same token ids and is compared with the reference at every position:
 
 top-1 kept      share of positions whose likeliest token is the reference's
-clear misses    positions where it is not, although the reference's two best are more than 0.25 apart (in log-probability)
+clear misses    positions where it is not, although the reference's two best are more than 0.25 nats apart
 mean |Δlogp|    mean over positions of sum_i p_i |Δlogp_i| over the reference's 12 best, in nats
 ΔNLL            mean negative log-likelihood of the texts' own next tokens, minus the reference's, in nats
 

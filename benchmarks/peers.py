@@ -46,6 +46,10 @@ class Engine(Protocol):
     def version(self) -> str:
         """Name and version of the program, and how it was built where it tells."""
 
+    @property
+    def token_bytes(self) -> int | None:
+        """Bytes of weights read to decode one token; None where the engine does not tell."""
+
     def logits(self, ids: Sequence[int]) -> Floats:
         """The logits after each of `ids`, read into an empty context: float32 (n, vocab)."""
 
@@ -68,12 +72,12 @@ def need(module: str, package: str) -> Any:
 
 
 def release(package: str) -> str:
-    """ "package version", as installed."""
+    """Name and version of a package, as installed."""
     return f"{package} {importlib.metadata.version(package)}"
 
 
 class Pyllm:
-    """This project."""
+    """The engine of this project."""
 
     def __init__(self, setup: Setup, precision: str) -> None:
         import pyllm
@@ -85,6 +89,11 @@ class Pyllm:
     def version(self) -> str:
         """The release and the kernel level in use."""
         return f"{release('pyllm')}, {self.model.info()['isa']}"
+
+    @property
+    def token_bytes(self) -> int:
+        """See `Engine`."""
+        return self.model.token_bytes
 
     def logits(self, ids: Sequence[int]) -> Floats:
         """See `Engine`."""
@@ -109,6 +118,8 @@ class Pyllm:
 
 class LlamaCpp:
     """llama.cpp through llama-cpp-python: `logits` by its Python class, what is timed by the C functions below it."""
+
+    token_bytes = None
 
     def __init__(self, setup: Setup, flash_attention: bool) -> None:
         self._api = need("llama_cpp", "llama-cpp-python")
@@ -167,6 +178,8 @@ class LlamaCpp:
 
 class Transformers:
     """Hugging Face transformers in fp32, eager attention: the reference of law 2."""
+
+    token_bytes = None
 
     def __init__(self, setup: Setup) -> None:
         packages = "torch transformers accelerate gguf"

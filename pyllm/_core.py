@@ -95,7 +95,7 @@ def read_bandwidth(data: np.ndarray, threads: int, repeats: int) -> float:
 
 def weight_types() -> list[tuple[int, str, int, int]]:
     """The table of weight types: (id, name, elements per block, bytes per block)."""
-    rows = []
+    rows: list[tuple[int, str, int, int]] = []
     while (info := lib.pl_type_at(len(rows))) != ffi.NULL:
         rows.append((info.id, ffi.string(info.name).decode(), info.block_elements, info.block_bytes))
     return rows
@@ -119,7 +119,7 @@ def dequantize(type_id: int, rows: int, cols: int, data: Any, group: int = 0) ->
 def matmul_once(
     isa: str, type_id: int, rows: int, cols: int, data: Any, x: np.ndarray, planes: int = 2, group: int = 0
 ) -> np.ndarray:
-    """y = x W^T through the kernels of one level; x (n, cols), y (n, rows), float32."""
+    """One product y = x W^T through the kernels of one level; x (n, cols), y (n, rows), float32."""
     err, x = _error(), np.ascontiguousarray(x, np.float32)
     if x.ndim != 2 or x.shape[1] != cols:
         raise ValueError(f"x has shape {x.shape}; expected (n, {cols})")
@@ -133,12 +133,13 @@ def vector_once(isa: str, kernel: str, a: np.ndarray, b: np.ndarray, parameter: 
     """One vector kernel of one level; a, b float32 (n), n a multiple of 16. Softmax returns (n + 2): sum, maximum."""
     err, out = _error(), np.empty(len(a) + 2, np.float32)
     a, b = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
-    check(lib.pl_vector_once(isa.encode(), kernel.encode(), _floats(a), _floats(b), len(a), parameter, _floats(out), err), err)
+    buffers = _floats(a), _floats(b)
+    check(lib.pl_vector_once(isa.encode(), kernel.encode(), *buffers, len(a), parameter, _floats(out), err), err)
     return out if kernel == "softmax" else out[: len(a)]
 
 
 def log_probability(logits: np.ndarray, token: int) -> float:
-    """log softmax(logits)[token]; logits float32 (vocab,)."""
+    """The log-softmax of float32 `logits` (vocab,) at `token`."""
     if not 0 <= token < len(logits):
         raise ValueError(f"token id {token} is out of range: the vocabulary has ids 0 to {len(logits) - 1}")
     return float(lib.pl_log_probability(_floats(np.ascontiguousarray(logits, np.float32)), len(logits), token))
@@ -267,7 +268,8 @@ class NativeSession:
         ids = np.ascontiguousarray(tokens, np.int32)
         if len(self._logits) < n_logits:
             self._logits = np.empty((n_logits, self._model.vocab_size), np.float32)
-        run = ffi.new("pl_run *", (self.pointer, ffi.from_buffer("int32_t[]", ids), len(ids), n_logits, _floats(self._logits)))
+        buffers = ffi.from_buffer("int32_t[]", ids), _floats(self._logits)
+        run = ffi.new("pl_run *", (self.pointer, buffers[0], len(ids), n_logits, buffers[1]))
         asked = _Poll(poll) if poll else None
         handle = ffi.new_handle(asked) if asked else ffi.NULL
         callback = lib.pyllm_poll if asked else ffi.NULL

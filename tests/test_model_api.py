@@ -656,13 +656,13 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_import_leaves_the_heavy_things_out() -> None:
     heavy = ("numpy", "tokenizers", "sentencepiece", "jinja2", "tqdm", "asyncio", "huggingface_hub", "urllib.request")
     code = f"import sys, pyllm; print([m for m in {heavy!r} if m in sys.modules])"
-    assert run_python(code).stdout.strip() == "[]"
+    assert run_python(code, PYLLM_ISA="").stdout.strip() == "[]"  # a chosen level loads the extension
 
 
 def test_import_takes_less_than_a_tenth_of_a_second() -> None:
     """In CPU time, which a busy machine does not stretch much; the best of three, since a first run fills caches."""
     code = "import time; start = time.process_time(); import pyllm; print(time.process_time() - start)"
-    assert min(float(run_python(code).stdout) for _ in range(3)) < 0.1
+    assert min(float(run_python(code, PYLLM_ISA="").stdout) for _ in range(3)) < 0.1
 
 
 def test_everything_in_all_exists() -> None:

@@ -12,7 +12,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 
 enum { LANES = 8 };
 
-/* ---- activations --------------------------------------------------------------------------------------------------- */
+/* ---- activations ------------------------------------------------------------------------------------------------ */
 
 PL_INLINE __m256i largest_of_eight(__m256i x) {
     x = _mm256_max_epu32(x, _mm256_permute2x128_si256(x, x, 1));
@@ -85,7 +85,7 @@ static void quantize_avx2(const float *x, int64_t k, int32_t planes, int8_t *q, 
     }
 }
 
-/* ---- sums over a vector -------------------------------------------------------------------------------------------- */
+/* ---- sums over a vector ----------------------------------------------------------------------------------------- */
 
 /* Sixteen lanes folded 8, 4, 2, 1 apart. */
 PL_INLINE float fold(__m256 low, __m256 high) {
@@ -157,13 +157,15 @@ PL_INLINE float scale_and_find_max(float *s, int64_t n16, float scale) {
     return _mm256_cvtss_f32(_mm256_max_ps(m, _mm256_permute_ps(m, 0xb1)));
 }
 
+/* The first zero of s, which holds one: among zeros of both signs a chain of comparisons keeps that. */
+PL_INLINE float first_zero(const float *s) {
+    while (*s != 0) s++;
+    return *s;
+}
+
 static float softmax_avx2(float *s, int64_t n16, float scale, float *max) {
     float largest = scale_and_find_max(s, n16, scale);
-    for (int64_t i = 0; largest == 0; i++) { /* of zeros with both signs the first, as in one chain of comparisons */
-        if (s[i] != 0) continue;
-        largest = s[i];
-        break;
-    }
+    if (largest == 0) largest = first_zero(s);
     __m256 lane[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int64_t i = 0; i < n16; i += 2 * LANES) {
         PL_UNROLL for (int j = 0; j < 2; j++) {
@@ -176,7 +178,7 @@ static float softmax_avx2(float *s, int64_t n16, float scale, float *max) {
     return fold(lane[0], lane[1]);
 }
 
-/* ---- attention's weighted values ----------------------------------------------------------------------------------- */
+/* ---- attention's weighted values -------------------------------------------------------------------------------- */
 
 PL_INLINE __m256 value_at(int is_f16, const void *value, int64_t i) {
     if (!is_f16) return _mm256_loadu_ps((const float *)value + i);

@@ -59,7 +59,7 @@ PL_INLINE void store(int columns, sums sum[CHAINS], float *y, int64_t ldy) {
     }
 }
 
-/* ---- one column ---------------------------------------------------------------------------------------------------- */
+/* ---- one column ------------------------------------------------------------------------------------------------- */
 
 PL_INLINE void prefetch(pl_packing packing, const void *strip, int64_t k) {
     const int bytes_per_k = PL_STRIP * (packing == PL_PACK_F32 ? 4 : 2);
@@ -84,7 +84,7 @@ PL_INLINE void one_column(pl_packing packing, const void *strip, int64_t k, cons
     store(1, sum, y, 0);
 }
 
-/* ---- several columns ----------------------------------------------------------------------------------------------- */
+/* ---- several columns -------------------------------------------------------------------------------------------- */
 
 /* One chain from k = from to below end. */
 PL_INLINE void run_chain(pl_packing packing, int odd, int columns, const void *strip, int64_t from, int64_t end,
@@ -132,9 +132,9 @@ PL_INLINE void matmul(pl_packing packing, const void *strip, const pl_acts *acts
     }
 }
 
-#define MATMUL(type, packing)                                                                                        \
+#define MATMUL(type, packing) \
     void pl_avx2_matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul(packing, strip, x, first, n, y, ldy);                                                                 \
+        matmul(packing, strip, x, first, n, y, ldy); \
     }
 MATMUL(f32, PL_PACK_F32)
 MATMUL(f16, PL_PACK_F16)

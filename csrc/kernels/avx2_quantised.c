@@ -21,7 +21,7 @@ enum {
     ROWS = 8,        /* in a vector */
     HALVES = 2,      /* of a strip */
     GROUPS = 8,      /* of 4 k in a block */
-    MAX_VECTORS = 4, /* columns times planes in a tile: 8 sums, 2 of codes, activations, products: most of 16 registers */
+    MAX_VECTORS = 4, /* columns times planes: 8 sums, 2 of codes, activations, products fit 16 registers */
     AHEAD = 4096     /* bytes from a load to its prefetch */
 };
 
@@ -51,15 +51,15 @@ PL_INLINE int has_minimum(pl_packing packing) {
 
 PL_INLINE int64_t struct_bytes(pl_packing packing) {
     switch (packing) {
-    case PL_PACK_Q8: return sizeof(pl_strip_q8);
-    case PL_PACK_Q8F: return sizeof(pl_strip_q8f);
-    case PL_PACK_Q4: return sizeof(pl_strip_q4);
-    case PL_PACK_Q4M: return sizeof(pl_strip_q4m);
-    case PL_PACK_Q5: return sizeof(pl_strip_q5);
-    case PL_PACK_Q5M: return sizeof(pl_strip_q5m);
-    case PL_PACK_Q4K: return sizeof(pl_strip_q4k);
-    case PL_PACK_Q5K: return sizeof(pl_strip_q5k);
-    default: return sizeof(pl_strip_q6k);
+        case PL_PACK_Q8: return sizeof(pl_strip_q8);
+        case PL_PACK_Q8F: return sizeof(pl_strip_q8f);
+        case PL_PACK_Q4: return sizeof(pl_strip_q4);
+        case PL_PACK_Q4M: return sizeof(pl_strip_q4m);
+        case PL_PACK_Q5: return sizeof(pl_strip_q5);
+        case PL_PACK_Q5M: return sizeof(pl_strip_q5m);
+        case PL_PACK_Q4K: return sizeof(pl_strip_q4k);
+        case PL_PACK_Q5K: return sizeof(pl_strip_q5k);
+        default: return sizeof(pl_strip_q6k);
     }
 }
 
@@ -95,7 +95,8 @@ PL_INLINE __m256 scale_of(pl_packing packing, int step, int row, const void *blo
     if (packing == PL_PACK_Q8F) return _mm256_loadu_ps(((const pl_strip_q8f *)block)->d + row);
     __m256 d = floats_f16(((const pl_strip_q8 *)block)->d + row);
     if (!is_nested(packing)) return d;
-    if (bits_of(packing) == 6) return _mm256_mul_ps(d, floats_s8(((const pl_strip_q6k *)block)->sc[2 * j + step] + row));
+    if (bits_of(packing) == 6)
+        return _mm256_mul_ps(d, floats_s8(((const pl_strip_q6k *)block)->sc[2 * j + step] + row));
     return _mm256_mul_ps(d, floats_u8(((const pl_strip_q4k *)block)->sc[j] + row));
 }
 
@@ -107,7 +108,7 @@ PL_INLINE __m256 minimum_step(pl_packing packing, int row, const void *block, in
     return _mm256_fnmadd_ps(_mm256_mul_ps(m, floats_u8(k->mn[j] + row)), offset, y);
 }
 
-/* ---- codes as bytes: 4 k of 8 rows ------------------------------------------------------------------------------- */
+/* ---- codes as bytes: 4 k of 8 rows ------------------------------------------------------------------------------ */
 
 PL_INLINE __m256i load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
@@ -137,9 +138,7 @@ PL_INLINE __m256i codes_group(int bits, int group, int row, const void *codes) {
     return load(((const pl_codes8 *)codes)->q[group][row]);
 }
 
-/* ---- activations of one block, for `columns` columns -------------------------------------------------------------- */
-
-typedef __m256 sums[MAX_VECTORS][HALVES]; /* (column, half of the rows) */
+/* ---- activations of one block, for `columns` columns ------------------------------------------------------------ */
 
 typedef struct acts_block {
     const int8_t *q; /* of column 0; column c at q + c * planes * k, its low plane k further */
@@ -177,9 +176,10 @@ PL_INLINE void sum_bias(int vectors, acts_block *x) {
     }
 }
 
-/* ---- integer dots of all 16 rows: [column][rows 0 to 7, 8 to 15] -------------------------------------------------- */
+/* ---- integer dots of all 16 rows: [column][rows 0 to 7, 8 to 15] ------------------------------------------------ */
 
 typedef __m256i dots[MAX_VECTORS][HALVES];
+typedef __m256 sums[MAX_VECTORS][HALVES];
 
 PL_INLINE __m256i broadcast(const void *p) {
     int32_t x;
@@ -187,7 +187,7 @@ PL_INLINE __m256i broadcast(const void *p) {
     return _mm256_set1_epi32(x);
 }
 
-/* Keeps a sum where and as it is: left free, GCC turns the chains into trees that need twice the registers there are. */
+/* Keeps a sum where and as it is: left free, GCC makes trees of the chains, which need twice the registers there are. */
 PL_INLINE __m256i pinned(__m256i sum) {
     __asm__("" : "+x"(sum));
     return sum;
@@ -261,7 +261,7 @@ PL_INLINE void dot_words(int columns, const void *codes, const acts_block *x, do
     }
 }
 
-/* ---- one block, one tile, one strip ------------------------------------------------------------------------------- */
+/* ---- one block, one tile, one strip ----------------------------------------------------------------------------- */
 
 /* dot - bias * sum, where the dot has left the bias in. */
 PL_INLINE __m256i unbiased(pl_packing packing, __m256i dot, const int32_t *sum) {
@@ -319,7 +319,10 @@ PL_INLINE void start(const pl_acts *x, int64_t column, acts_block *first) {
 }
 
 PL_INLINE void advance(acts_block *x) {
-    x->q += PL_BLOCK, x->scale++, x->offset++, x->sum++;
+    x->q += PL_BLOCK;
+    x->scale++;
+    x->offset++;
+    x->sum++;
 }
 
 PL_INLINE void tile(pl_packing packing, int planes, int columns, const void *strip, const pl_acts *acts, int64_t column,
@@ -351,10 +354,10 @@ PL_INLINE void matmul(pl_packing packing, int planes, const void *strip, const p
     if (c < n) tile(packing, planes, 1, strip, x, first + c, y + c * ldy, ldy);
 }
 
-#define MATMUL(type, packing)                                                                                        \
+#define MATMUL(type, packing) \
     void pl_avx2_matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        if (x->planes == 2) matmul(packing, 2, strip, x, first, n, y, ldy);                                          \
-        else matmul(packing, 1, strip, x, first, n, y, ldy);                                                         \
+        if (x->planes == 2) matmul(packing, 2, strip, x, first, n, y, ldy); \
+        else matmul(packing, 1, strip, x, first, n, y, ldy); \
     }
 MATMUL(q8, PL_PACK_Q8)
 MATMUL(q8f, PL_PACK_Q8F)

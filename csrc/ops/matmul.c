@@ -15,6 +15,8 @@ typedef struct pack_job {
     float *scratch; /* (threads, cols) */
 } pack_job;
 
+enum { WORTH_SHARING = 1 << 17 }; /* bytes: less is packed before a second thread has woken up */
+
 static void pack_share(void *argument, const pl_worker *worker) {
     const pack_job *job = argument;
     int64_t begin, end, strip_bytes = pl_strip_bytes(job->out->packing, job->out->cols);
@@ -42,7 +44,7 @@ int32_t pl_matrix_pack(pl_matrix *out, const pl_source *source, pl_row_order ord
                        (long long)matrix.cols, matrix.nbytes);
     }
     pack_job job = {source, &matrix, order, context, scratch};
-    pl_parallel(threads, pack_share, &job);
+    pl_parallel(matrix.nbytes < WORTH_SHARING ? 1 : threads, pack_share, &job);
     pl_free(scratch);
     *out = matrix;
     return PL_OK;
