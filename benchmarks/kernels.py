@@ -2,10 +2,10 @@
 
     python benchmarks/kernels.py [--type Q4_1 ...] [--isa avx512 ...] [--precision high ...] [--threads 1] [--json FILE]
 
-There is no model file: a transformer whose matrices are all of one type is filled with random blocks, so that 98 % of
-its work is those matrices. Prefill is 128 columns at once, in 10**9 multiply-accumulates per second (of weights and
-activations: precision "high" does twice as many byte products for each); decode is one column, in GB/s of weights read,
-beside what the same number of threads reads of a buffer of that size.
+There is no model file: a transformer whose matrices are all of one type is filled with random blocks, so that 99 % of
+its work is those matrices. Prefill is 128 columns at once, in 10**9 multiply-accumulates per second (of a weight and an
+activation: precision "high" needs two byte products for each); decode is one column, in GB/s of weights read, beside
+what the same number of threads reads of a buffer of that size. Float weights know no precision: they are run once.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pyllm.model import PLANES
 COLUMNS = 128  # tokens of a prefill
 DECODED = 16  # tokens of a decode
 GROUP = 64  # of llama2.c's int8 type
+FLOATS = {F32: "<f4", F16: "<f2", BF16: "<u2"}
 # A float whose bytes are all below 0x20 is small and finite in any format, so scales may be any such bytes.
 SMALL_BYTES = 0x20
 
@@ -66,18 +67,18 @@ def matrices(config: ModelConfig) -> Iterator[tuple[str, int, int, int]]:
             yield slot, layer, rows, cols
 
 
-def random_matrix(rng: np.random.Generator, type_id: int, rows: int, cols: int) -> npt.NDArray[Any]:
+def random_matrix(rng: np.random.Generator, type_id: int, rows: int, cols: int) -> npt.NDArray[np.uint8]:
     """Bytes of a matrix of one type, with finite values. What they are does not matter: no kernel looks."""
     n = rows * cols
     if type_id == LLAMA2C_Q8:
         codes = rng.integers(-127, 128, n, dtype=np.int8).view(np.uint8)
         return np.concatenate([codes, np.full(n // GROUP, 1e-3, "<f4").view(np.uint8)])
-    if type_id not in (F32, F16, BF16):
+    if type_id not in FLOATS:
         return rng.integers(0, SMALL_BYTES, WEIGHT_TYPES[type_id].nbytes(n), dtype=np.uint8)
     values = rng.standard_normal(n, np.float32) * np.float32(0.03)
-    if type_id == BF16:
-        return (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
-    return values.astype("<f4" if type_id == F32 else "<f2").view(np.uint8)
+    bits = (values.view(np.uint32) >> 16).astype("<u2") if type_id == BF16 else values.astype(FLOATS[type_id])
+    data: npt.NDArray[np.uint8] = bits.view(np.uint8)
+    return data
 
 
 def build(config: ModelConfig, type_id: int, planes: int, threads: int) -> _core.NativeModel:
@@ -85,7 +86,8 @@ def build(config: ModelConfig, type_id: int, planes: int, threads: int) -> _core
     rng = np.random.default_rng(0)
     model = _core.NativeModel(config, planes=planes, kv_type="f16", threads=threads)
     ones = np.ones(config.dim, np.float32).view(np.uint8)
-    model.bind("embedding", 0, F32, config.vocab_size, config.dim, random_matrix(rng, F32, config.vocab_size, config.dim))
+    shape = config.vocab_size, config.dim
+    model.bind("embedding", 0, F32, *shape, random_matrix(rng, F32, *shape))
     for layer in range(config.n_layers):
         model.bind("attention_norm", layer, F32, 1, config.dim, ones)
         model.bind("ffn_norm", layer, F32, 1, config.dim, ones)
@@ -191,14 +193,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     types, rows = all_types(), []
     for name in arguments.type or types:
         for isa in arguments.isa or _core.isa_names()[:1]:
-            for precision in arguments.precision or PLANES:
+            for precision in ["high"] if types[name] in FLOATS else arguments.precision or PLANES:
                 print(f"{name}, {isa}, {precision}", file=sys.stderr)
                 rows.append(measure(types[name], isa, precision, arguments))
     if arguments.json:
         date = datetime.now(timezone.utc).date().isoformat()
         idle = conditions.idle_share(conditions.IDLE_AFTER)
-        record = {"date": date, "machine": conditions.machine(), "load_average": conditions.load_average()}
-        record |= {"idle_share_after": idle, "rates": [asdict(row) for row in rows]}
+        record: dict[str, Any] = {"date": date, "machine": conditions.machine(), "idle_share_after": idle}
+        record |= {"load_average": conditions.load_average(), "rates": [asdict(row) for row in rows]}
         arguments.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     print(table(rows))
 

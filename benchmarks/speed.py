@@ -6,7 +6,7 @@
 The protocol is llama-bench's: random token ids; prefill is 512 of them into an empty context, decode is 128 single
 tokens from an empty context on; no tokenizing, no sampling; one warm-up of each. Each engine lives in a process of its
 own that sleeps while others are measured. A round runs all of them in one order and then in the other (A B B A), so
-that what drifts meets all alike, and ratios are taken within a half round: their median, with a bootstrap 95 % interval.
+that what drifts meets all alike. Ratios are taken within a half round: their median, and a bootstrap 95 % interval.
 
 Before and after each sample the share of idle CPU time is read from /proc/stat. A sample is quiet where both are at
 least 94 %; medians are over quiet samples, or, where there are none, over all, and then marked with "busy". Tokens per
@@ -81,7 +81,9 @@ class Sample:
 
 
 def serve(pipe: Connection, specification: str, setup: Setup) -> None:
-    """The process of an engine: says what it is, then runs tests until it is sent None. Answers (seconds, CPU seconds)."""
+    """The process of an engine: it says what it is, then runs tests until it is sent None, answering with the seconds
+    and the CPU seconds that each took.
+    """
     engine = open_engine(specification, setup)
     pipe.send({"version": engine.version, "token_bytes": engine.token_bytes})
     while (task := pipe.recv()) is not None:
