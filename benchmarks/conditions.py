@@ -1,9 +1,11 @@
-"""What stands beside every figure: the machine, how busy others kept it, and how fast it reads memory."""
+"""What stands beside every figure: the machine, how busy others kept it, how fast it reads memory; and the record."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ def machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "instructions": [name for name in INSTRUCTIONS.split() if name in flags],
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": " ".join([platform.system(), *re.findall(r"^[\d.]*\d", platform.release())]),
         "huge_pages": _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         "python": platform.python_version(),
         "omp_environment": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_"))},
@@ -64,6 +66,19 @@ def read_bandwidth(nbytes: int, threads: int) -> float:
 
     probe = np.ones(min(nbytes, PROBE_LIMIT), np.uint8)
     return _core.read_bandwidth(probe, threads, PROBE_REPEATS) / 1e9
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write JSON that a person can read: one line for each fact, sample or figure, floats in six digits."""
+    rounded = json.loads(json.dumps(record), parse_float=lambda text: float(f"{float(text):.6g}"))
+    lines = [f"{json.dumps(name)}: {_block(value)}" for name, value in rounded.items()]
+    path.write_text("{\n " + ",\n ".join(lines) + "\n}\n", "utf-8")
+
+
+def _block(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+    return json.dumps(value)
 
 
 def _ticks() -> tuple[int, int] | None:

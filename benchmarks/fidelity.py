@@ -25,6 +25,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -163,7 +164,7 @@ def read_reference(path: Path) -> Reference:
     try:
         with np.load(path) as data:
             return Reference(**{name: data[name] for name in Reference.__dataclass_fields__})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise SystemExit(f"{path} is not a reference file: {error}") from error
 
 

@@ -11,7 +11,6 @@ what the same number of threads reads of a buffer of that size. Float weights kn
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -201,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         idle = conditions.idle_share(conditions.IDLE_AFTER)
         record: dict[str, Any] = {"date": date, "machine": conditions.machine(), "idle_share_after": idle}
         record |= {"load_average": conditions.load_average(), "rates": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        conditions.write_record(arguments.json, record)
     print(table(rows))
 
 

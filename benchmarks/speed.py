@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import statistics
 import sys
@@ -305,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = Plan(arguments.model, arguments.prompt, arguments.generate, arguments.rounds, arguments.wait)
     record = run(plan, arguments.engine or DEFAULT_ENGINES, arguments.peer, arguments.threads or (1, 2))
     if arguments.json:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        conditions.write_record(arguments.json, record)
     print(table(record))
 
 

@@ -248,7 +248,15 @@ class NativeSession:
     def __init__(self, model: NativeModel, pointer: Any) -> None:
         self._model = model
         self._pointer = ffi.gc(pointer, lib.pl_session_free)
-        self._logits = np.empty((1, model.vocab_size), np.float32)
+        self._run, self._error = ffi.new("pl_run *"), _error()  # kept: a token may take only microseconds
+        self._make_room(1)
+
+    def _make_room(self, rows: int) -> None:
+        """A buffer for `rows` rows of logits, and the read-only view of it that callers get."""
+        logits = np.empty((rows, self._model.vocab_size), np.float32)
+        self._run_logits = _floats(logits)
+        self._rows = logits.view()
+        self._rows.flags.writeable = False
 
     @property
     def pointer(self) -> Any:
@@ -266,21 +274,18 @@ class NativeSession:
         layers, at most every 20 ms; where it says True, Interrupted is raised and the session has not moved.
         """
         ids = np.ascontiguousarray(tokens, np.int32)
-        if len(self._logits) < n_logits:
-            self._logits = np.empty((n_logits, self._model.vocab_size), np.float32)
-        buffers = ffi.from_buffer("int32_t[]", ids), _floats(self._logits)
-        run = ffi.new("pl_run *", (self.pointer, buffers[0], len(ids), n_logits, buffers[1]))
+        if n_logits > len(self._rows):
+            self._make_room(n_logits)
+        run, err, buffer = self._run, self._error, ffi.from_buffer("int32_t[]", ids)
+        run.session, run.tokens, run.n = self.pointer, buffer, len(ids)
+        run.n_logits, run.logits = n_logits, self._run_logits
         asked = _Poll(poll) if poll else None
-        handle = ffi.new_handle(asked) if asked else ffi.NULL
-        callback = lib.pyllm_poll if asked else ffi.NULL
-        err = _error()
+        handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
         status = lib.pl_eval(self._model.pointer, run, 1, self._model.threads, callback, handle, err)
         if asked and asked.raised is not None:
             raise asked.raised
         check(status, err)
-        view = self._logits[:n_logits]
-        view.flags.writeable = False
-        return view
+        return self._rows[:n_logits]
 
     @property
     def position(self) -> int:
@@ -340,29 +345,30 @@ class NativeSampler:
         )
         self._bias_ids = np.array(list(logit_bias or ()), np.int32)
         self._bias = np.array(list((logit_bias or {}).values()), np.float32)
+        self._biases = ffi.from_buffer("int32_t[]", self._bias_ids), _floats(self._bias), len(self._bias)
+        self._token, self._state, self._error = ffi.new("int32_t *"), ffi.new("uint64_t *"), _error()
+        self._work = ffi.new("float[]", 0)
 
     def draw(self, logits: np.ndarray, history: Sequence[int], rng_state: int) -> tuple[int, int]:
-        """One token id for float32 `logits` (vocab,), and the generator's next state."""
-        logits = np.ascontiguousarray(logits, np.float32)
-        past = np.ascontiguousarray(history, np.int32)
-        work = np.empty(2 * len(logits), np.float32)
-        err, token, state = _error(), ffi.new("int32_t *"), ffi.new("uint64_t *", rng_state)
+        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time."""
+        logits, past = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(history, np.int32)
+        if len(self._work) < 2 * len(logits):
+            self._work = ffi.new("float[]", 2 * len(logits))
+        self._state[0] = rng_state
         status = lib.pl_sample(
             self._options,
-            state,
+            self._state,
             _floats(logits),
             len(logits),
             ffi.from_buffer("int32_t[]", past),
             len(past),
-            ffi.from_buffer("int32_t[]", self._bias_ids),
-            _floats(self._bias),
-            len(self._bias),
-            _floats(work),
-            token,
-            err,
+            *self._biases,
+            self._work,
+            self._token,
+            self._error,
         )
-        check(status, err)
-        return int(token[0]), int(state[0])
+        check(status, self._error)
+        return int(self._token[0]), int(self._state[0])
 
 
 class NativeBPE:
