@@ -35,13 +35,14 @@ OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() 
 def builds(compile_args: list[str], link_args: list[str]) -> bool:
     """Whether the compiler makes a program of OPENMP_PROBE with these flags."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-    environment = [shlex.split(os.environ.get(name, "")) for name in ("CPPFLAGS", "CFLAGS", "LDFLAGS")]
+    names = ("CPPFLAGS", "CFLAGS", "LDFLAGS")
+    environment = [flag for name in names for flag in shlex.split(os.environ.get(name, ""))]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
         source.write_text(OPENMP_PROBE)
         command = [*compiler, *compile_args, str(source), "-o", str(Path(folder, "probe"))]
         try:
-            finished = subprocess.run([*command, *sum(environment, []), *link_args], capture_output=True, timeout=60)
+            finished = subprocess.run([*command, *environment, *link_args], capture_output=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired):
             return False
     return finished.returncode == 0

@@ -18,7 +18,7 @@ enum {
     CHAINS = 4,      /* k mod 4 */
     MAX_COLUMNS = 6, /* 12 sums, 2 weights, 1 activation: 15 of the 16 registers */
     PIECE = 256,     /* k: at most 16 KiB of weights and 6 KiB of activations */
-    AHEAD = 4096     /* bytes from a load to its prefetch */
+    AHEAD = 8192     /* bytes from a load to its prefetch */
 };
 
 typedef __m256 sums[MAX_COLUMNS][2]; /* (column, rows 0 to 7 and 8 to 15) */

@@ -22,7 +22,7 @@ enum {
     HALVES = 2,      /* of a strip */
     GROUPS = 8,      /* of 4 k in a block */
     MAX_VECTORS = 4, /* columns times planes: 8 sums, 2 of codes, activations, products fit 16 registers */
-    AHEAD = 4096     /* bytes from a load to its prefetch */
+    AHEAD = 8192     /* bytes from a load to its prefetch */
 };
 
 /* ---- a block of a strip: 32 k, part j of a struct --------------------------------------------------------------- */
@@ -166,7 +166,7 @@ PL_INLINE void split_words(int planes, int columns, acts_block *x) {
     }
 }
 
-/* 32 * 128 * 8 = 2^15: the sums lie in [-2^15, 2^15 - 1] as int8 does in [-2^7, 2^7 - 1]. */
+/* In int16: -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512. */
 PL_INLINE void sum_bias(int vectors, acts_block *x) {
     PL_UNROLL for (int v = 0; v < vectors; v++) {
         __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load(x->q + v * x->k));
@@ -187,7 +187,7 @@ PL_INLINE __m256i broadcast(const void *p) {
     return _mm256_set1_epi32(x);
 }
 
-/* Keeps a sum where and as it is: left free, GCC makes trees of the chains, which need twice the registers there are. */
+/* Keeps a sum as it is written: GCC makes trees of the chains otherwise, which need more registers than there are. */
 PL_INLINE __m256i pinned(__m256i sum) {
     __asm__("" : "+x"(sum));
     return sum;
@@ -195,8 +195,8 @@ PL_INLINE __m256i pinned(__m256i sum) {
 
 /* Four or eight groups of codes in int16 before anything is widened. The largest sums, two products a pair:
  *   4 bits: 15 * 128 * 2 * 8 groups = 30720;   5 bits: 31 * 128 * 2 * 4 groups = 31744
- *   6 bits: 63 * 128 * 2 = 16128 in one group, and with four the sum taken is that of (32 - code) * a, from
- *   -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512; on the way to it int16 may wrap around. */
+ *   6 bits: 63 * 128 * 2 = 16128 in one group; four groups sum (32 - code) * a, a bias of 32 a to begin with, and
+ *   stay all the way from -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512. */
 PL_INLINE void sum_groups(int bits, int vectors, int from, int to, const void *codes, const acts_block *x, dots sum) {
     PL_UNROLL for (int g = from; g < to; g++) {
         __m256i w[HALVES] = {codes_group(bits, g, 0, codes), codes_group(bits, g, ROWS, codes)};
