@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "omp_environment": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_"))},
     }
+
+
+def today() -> str:
+    """The date, UTC, as in "2026-11-24"."""
+    return datetime.now(timezone.utc).date().isoformat()
 
 
 def load_average() -> tuple[float, float, float]:
@@ -68,16 +74,20 @@ def read_bandwidth(nbytes: int, threads: int) -> float:
     return _core.read_bandwidth(probe, threads, PROBE_REPEATS) / 1e9
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write JSON that a person can read: one line for each fact, sample or figure, floats in six digits."""
+def format_record(record: dict[str, Any]) -> str:
+    """JSON that a person can read: one line for each fact, sample or figure, floats in six digits."""
     rounded = json.loads(json.dumps(record), parse_float=lambda text: float(f"{float(text):.6g}"))
     lines = [f"{json.dumps(name)}: {_block(value)}" for name, value in rounded.items()]
-    path.write_text("{\n " + ",\n ".join(lines) + "\n}\n", "utf-8")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
 def _block(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+    if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
+        return (
+            "{\n  " + ",\n  ".join(f"{json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()) + "\n }"
+        )
     return json.dumps(value)
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import conditions
 import numpy as np
 import numpy.typing as npt
 from peers import ENGINES, Engine, Setup, open_engine
@@ -253,7 +254,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         versions[name], results[name] = measure(name, reference, arguments.model, arguments.threads)
     if arguments.json:
         engines = {name: {"version": versions[name], **asdict(row)} for name, row in results.items()}
-        print(json.dumps({"model": arguments.model.name, "reference": source, "engines": engines}, indent=1))
+        record = {"date": conditions.today(), "model": arguments.model.name, "reference": source, "engines": engines}
+        print(conditions.format_record(record), end="")
     else:
         print(f"{arguments.model.name}, {len(reference.ids):,} positions, against {source}\n\n{table(results)}")
 

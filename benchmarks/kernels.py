@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -196,11 +195,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{name}, {isa}, {precision}", file=sys.stderr)
                 rows.append(measure(types[name], isa, precision, arguments))
     if arguments.json:
-        date = datetime.now(timezone.utc).date().isoformat()
         idle = conditions.idle_share(conditions.IDLE_AFTER)
-        record: dict[str, Any] = {"date": date, "machine": conditions.machine(), "idle_share_after": idle}
+        record: dict[str, Any] = {"date": conditions.today(), "machine": conditions.machine(), "idle_share_after": idle}
         record |= {"load_average": conditions.load_average(), "rates": [asdict(row) for row in rows]}
-        conditions.write_record(arguments.json, record)
+        arguments.json.write_text(conditions.format_record(record), "utf-8")
     print(table(rows))
 
 

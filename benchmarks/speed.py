@@ -9,8 +9,8 @@ own that sleeps while others are measured. A round runs all of them in one order
 that what drifts meets all alike. Ratios are taken within a half round: their median, and a bootstrap 95 % interval.
 
 Before and after each sample the share of idle CPU time is read from /proc/stat. A sample is quiet where both are at
-least 94 %; medians are over quiet samples, or, where there are none, over all, and then marked with "busy". Tokens per
-second of CPU time, over all threads, stand beside: with one thread, that figure bears a busy machine much better.
+least 94 %; medians are over quiet samples, or, where there are fewer than three, over all, and then marked with "busy".
+Tokens per second of CPU time, over all threads, stand beside: with one thread, that figure bears a busy machine better.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from peers import ENGINES, Setup, open_engine
 DEFAULT_ENGINES = ("pyllm:high", "pyllm:fast")
 TESTS = ("prefill", "decode")
 RESAMPLES = 2000
+ENOUGH = 3  # quiet samples that a median needs
 SMALLEST_VOCABULARY = 256  # ids are drawn below this: every model has them, and which ids they are costs nothing
 
 
@@ -169,15 +169,16 @@ def measure(plan: Plan, names: Sequence[str], threads: int) -> tuple[list[Sample
 
 
 def chosen(samples: Sequence[Sample]) -> list[Sample]:
-    """The quiet samples, or all where there are none."""
-    return [s for s in samples if s.quiet] or list(samples)
+    """The quiet samples, or all where those are too few."""
+    quiet = [s for s in samples if s.quiet]
+    return quiet if len(quiet) >= ENOUGH else list(samples)
 
 
 def ratios(ours: Sequence[Sample], theirs: Sequence[Sample]) -> list[float]:
-    """Ours over theirs, within each half round: of the quiet pairs, or of all where there are none."""
+    """Ours over theirs, within each half round: of the quiet pairs, or of all where those are too few."""
     pairs = list(zip(by_half_round(ours), by_half_round(theirs), strict=True))
     quiet = [(a, b) for a, b in pairs if a.quiet and b.quiet]
-    return [a.tokens_per_second / b.tokens_per_second for a, b in quiet or pairs]
+    return [a.tokens_per_second / b.tokens_per_second for a, b in (quiet if len(quiet) >= ENOUGH else pairs)]
 
 
 def by_half_round(samples: Sequence[Sample]) -> list[Sample]:
@@ -243,7 +244,7 @@ def table(record: dict[str, Any]) -> str:
             f"{row['low']:,.1f} to {row['high']:,.1f}",
             f"{row['per_cpu_second']:,.1f}",
             f"{gb:.1f} of {ceiling:.1f} GB/s" if gb else "",
-            f"{row['quiet']} of {row['samples']}" if row["quiet"] else "busy",
+            f"{row['quiet']} of {row['samples']}" if row["quiet"] >= ENOUGH else "busy",
             *(f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})" if ratio else "" for ratio in found),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -263,7 +264,7 @@ def run(plan: Plan, engines: Sequence[str], peers: Sequence[str], threads: Seque
         new, ceilings[str(count)], facts = measure(plan, [*engines, *peers], count)
         samples += new
     return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": conditions.today(),
         "machine": conditions.machine(),
         "load_average": [load_before, conditions.load_average()],
         "model": {"file": plan.model.name, "bytes": plan.model.stat().st_size, "sha256": sha256(plan.model)},
@@ -304,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = Plan(arguments.model, arguments.prompt, arguments.generate, arguments.rounds, arguments.wait)
     record = run(plan, arguments.engine or DEFAULT_ENGINES, arguments.peer, arguments.threads or (1, 2))
     if arguments.json:
-        conditions.write_record(arguments.json, record)
+        arguments.json.write_text(conditions.format_record(record), "utf-8")
     print(table(record))
 
 

@@ -44,7 +44,7 @@ int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x,
             memcpy(acts.f + i * acts.ld, x + i * matrix.cols, (size_t)matrix.cols * sizeof *x);
             if (!pl_packings[matrix.packing].floats) pl_acts_quantize(kernels, &acts, i, matrix.cols, planes);
         }
-        pl_acts view = pl_acts_view(&acts, matrix.cols, planes);
+        pl_acts view = pl_acts_view(&acts, 0, matrix.cols, planes);
         pl_matmul(kernels, &(pl_worker){0, 1, NULL}, &matrix, &view, n, &(pl_output){.base = y, .ld = matrix.rows});
     }
     pl_matrix_free(&matrix);

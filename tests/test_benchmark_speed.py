@@ -30,22 +30,22 @@ def samples(speed: ModuleType, engine: str, rates: list[float], idle: list[float
     return rows[::-1]
 
 
-def test_only_quiet_samples_count_where_there_are_any(speed):
-    ours = samples(speed, "a", [100, 50, 120, 90], [0.99, 0.3, 0.94, 0.95])
-    theirs = samples(speed, "b", [50, 50, 100, 30], [0.99, 1.0, 1.0, 0.2])
-    assert sorted(s.tokens_per_second for s in speed.chosen(ours)) == [90, 100, 120]
-    assert speed.ratios(ours, theirs) == [2.0, 1.2]  # half rounds 0 and 2: in 1 and 3 one of the two was not quiet
+def test_only_quiet_samples_count_where_there_are_enough(speed):
+    ours = samples(speed, "a", [100, 50, 120, 90, 80], [0.99, 0.3, 0.94, 0.95, 1.0])
+    theirs = samples(speed, "b", [50, 50, 100, 30, 20], [0.99, 1.0, 1.0, 0.2, 1.0])
+    assert sorted(s.tokens_per_second for s in speed.chosen(ours)) == [80, 90, 100, 120]
+    assert speed.ratios(ours, theirs) == [2.0, 1.2, 4.0]  # in half rounds 1 and 3 one of the two was not quiet
     row = speed.summarise(ours, {"b": theirs}, token_bytes=10**9)
-    assert (row["median"], row["low"], row["high"], row["quiet"], row["samples"]) == (100, 90, 120, 3, 4)
-    assert row["gb_per_second"] == 100
-    assert row["ratios"]["b"] == [1.6, 1.2, 2.0]
+    assert (row["median"], row["low"], row["high"], row["quiet"], row["samples"]) == (95, 80, 120, 4, 5)
+    assert row["gb_per_second"] == 95
+    assert row["ratios"]["b"] == [2.0, 1.2, 4.0]
 
 
-def test_all_samples_count_where_none_is_quiet(speed):
-    ours = samples(speed, "a", [100, 50], [0.1, 0.3])
-    theirs = samples(speed, "b", [50, 50], [0.99, 1.0])
-    assert len(speed.chosen(ours)) == 2
-    assert speed.ratios(ours, theirs) == [2.0, 1.0]
+def test_all_samples_count_where_too_few_are_quiet(speed):
+    ours = samples(speed, "a", [100, 50, 30], [0.99, 0.3, 0.94])
+    theirs = samples(speed, "b", [50, 50, 10], [0.99, 1.0, 1.0])
+    assert len(speed.chosen(ours)) == 3
+    assert speed.ratios(ours, theirs) == [2.0, 1.0, 3.0]
     unknown = speed.Sample("a", "decode", 1, 0, 1.0, 1.0, None, None)
     assert not unknown.quiet  # a system that tells nothing is not called quiet
 

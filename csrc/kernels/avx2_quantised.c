@@ -145,14 +145,23 @@ typedef struct acts_block {
     int64_t k, blocks;
     const float *scale, *offset; /* of column 0; column c at [c * blocks] */
     const int32_t *sum;
-    /* Made from q once per block: */
-    int32_t even[MAX_VECTORS][8], odd[MAX_VECTORS][8]; /* a[4 g + 0, 2] and a[4 g + 1, 3] as pairs of int16 */
-    int32_t bias[MAX_VECTORS][8]; /* per plane: 32 (a[0] + a[1]), 32 (a[2] + a[3]) as int16, summed over each 16 k */
 } acts_block;
+
+/* Pairs of int16 made from q once per block, to be broadcast. */
+typedef struct acts_pairs {
+    int32_t even[MAX_VECTORS][GROUPS], odd[MAX_VECTORS][GROUPS]; /* a[0], a[2] and a[1], a[3] of each group of 4 k */
+    int32_t bias[MAX_VECTORS][GROUPS]; /* per plane: 32 (a[0] + a[1]), 32 (a[2] + a[3]), summed over each 4 groups */
+} acts_pairs;
+
+/* Through memory: a broadcast that loads is free, while GCC would take the numbers out of the register one by one. */
+PL_INLINE void store_pairs(int32_t to[GROUPS], __m256i pairs) {
+    _mm256_storeu_si256((__m256i *)to, pairs);
+    __asm__("" : "+m"(*(int32_t (*)[GROUPS])to));
+}
 
 PL_INLINE __m256i low_bytes(__m256i x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); }
 
-PL_INLINE void split_words(int planes, int columns, acts_block *x) {
+PL_INLINE void split_words(int planes, int columns, const acts_block *x, acts_pairs *pairs) {
     PL_UNROLL for (int c = 0; c < columns; c++) {
         __m256i high = load(x->q + c * planes * x->k);
         __m256i even = low_bytes(high), odd = _mm256_srai_epi16(high, 8);
@@ -161,18 +170,17 @@ PL_INLINE void split_words(int planes, int columns, acts_block *x) {
             even = _mm256_add_epi16(_mm256_slli_epi16(high, 8), low_bytes(low));
             odd = _mm256_add_epi16(_mm256_and_si256(high, top), _mm256_srai_epi16(low, 8));
         }
-        _mm256_storeu_si256((__m256i *)x->even[c], even);
-        _mm256_storeu_si256((__m256i *)x->odd[c], odd);
+        store_pairs(pairs->even[c], even);
+        store_pairs(pairs->odd[c], odd);
     }
 }
 
 /* In int16: -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512. */
-PL_INLINE void sum_bias(int vectors, acts_block *x) {
+PL_INLINE void sum_bias(int vectors, const acts_block *x, acts_pairs *pairs) {
     PL_UNROLL for (int v = 0; v < vectors; v++) {
-        __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load(x->q + v * x->k));
-        pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
-        pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0xb1));
-        _mm256_storeu_si256((__m256i *)x->bias[v], pairs);
+        __m256i sum = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load(x->q + v * x->k));
+        sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0x4e));
+        store_pairs(pairs->bias[v], _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0xb1)));
     }
 }
 
@@ -197,18 +205,19 @@ PL_INLINE __m256i pinned(__m256i sum) {
  *   4 bits: 15 * 128 * 2 * 8 groups = 30720;   5 bits: 31 * 128 * 2 * 4 groups = 31744
  *   6 bits: 63 * 128 * 2 = 16128 in one group; four groups sum (32 - code) * a, a bias of 32 a to begin with, and
  *   stay all the way from -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512. */
-PL_INLINE void sum_groups(int bits, int vectors, int from, int to, const void *codes, const acts_block *x, dots sum) {
+PL_INLINE void sum_groups(int bits, int vectors, int from, int to, const void *codes, const acts_block *x,
+                          const acts_pairs *pairs, dots sum) {
     PL_UNROLL for (int g = from; g < to; g++) {
         __m256i w[HALVES] = {codes_group(bits, g, 0, codes), codes_group(bits, g, ROWS, codes)};
         PL_UNROLL for (int v = 0; v < vectors; v++) {
             __m256i a = broadcast(x->q + v * x->k + 4 * g);
             PL_UNROLL for (int i = 0; i < HALVES; i++) {
-                __m256i pairs = _mm256_maddubs_epi16(w[i], a);
+                __m256i products = _mm256_maddubs_epi16(w[i], a);
                 if (bits == 6) {
-                    __m256i before = g == from ? broadcast(&x->bias[v][g]) : sum[v][i];
-                    sum[v][i] = pinned(_mm256_sub_epi16(before, pairs));
+                    __m256i before = g == from ? broadcast(&pairs->bias[v][g]) : sum[v][i];
+                    sum[v][i] = pinned(_mm256_sub_epi16(before, products));
                 } else {
-                    sum[v][i] = pinned(g == from ? pairs : _mm256_add_epi16(sum[v][i], pairs));
+                    sum[v][i] = pinned(g == from ? products : _mm256_add_epi16(sum[v][i], products));
                 }
             }
         }
@@ -231,17 +240,17 @@ PL_INLINE void widen(int bits, int planes, int columns, int add, dots sum, dots 
 }
 
 PL_INLINE void dot_bytes(int bits, int planes, int columns, int step, const void *codes, const acts_block *x,
-                         dots dot) {
+                         const acts_pairs *pairs, dots dot) {
     const int at_once = bits == 4 ? 8 : 4, from = 4 * step, to = bits == 6 ? from + 4 : GROUPS;
     PL_UNROLL for (int g = from; g < to; g += at_once) {
         dots sum;
-        sum_groups(bits, planes * columns, g, g + at_once, codes, x, sum);
+        sum_groups(bits, planes * columns, g, g + at_once, codes, x, pairs, sum);
         widen(bits, planes, columns, g > from, sum, dot);
     }
 }
 
 /* Codes of 8 bits, and two planes of activations as one, in int16: each pair of products is exact in int32. */
-PL_INLINE void dot_words(int columns, const void *codes, const acts_block *x, dots dot) {
+PL_INLINE void dot_words(int columns, const void *codes, const acts_pairs *pairs, dots dot) {
     PL_UNROLL for (int g = 0; g < GROUPS; g++) {
         __m256i u[HALVES] = {codes_group(8, g, 0, codes), codes_group(8, g, ROWS, codes)};
         PL_UNROLL for (int odd = 0; odd < 2; odd++) {
@@ -250,7 +259,7 @@ PL_INLINE void dot_words(int columns, const void *codes, const acts_block *x, do
                 w[i] = odd ? _mm256_srli_epi16(u[i], 8) : _mm256_and_si256(u[i], _mm256_set1_epi16(255));
             }
             PL_UNROLL for (int c = 0; c < columns; c++) {
-                __m256i a = broadcast(odd ? &x->odd[c][g] : &x->even[c][g]);
+                __m256i a = broadcast(odd ? &pairs->odd[c][g] : &pairs->even[c][g]);
                 PL_UNROLL for (int i = 0; i < HALVES; i++) {
                     __m256i products = _mm256_madd_epi16(w[i], a);
                     int is_first = g == 0 && !odd;
@@ -291,15 +300,17 @@ PL_INLINE void add_minimum(pl_packing packing, int columns, const void *block, i
     }
 }
 
-PL_INLINE void add_block(pl_packing packing, int planes, int columns, const void *block, int j, acts_block *x, sums y) {
+PL_INLINE void add_block(pl_packing packing, int planes, int columns, const void *block, int j, const acts_block *x,
+                         sums y) {
     const int bits = bits_of(packing), steps = bits == 6 ? 2 : 1;
     const void *codes = codes_of(packing, block, j);
-    if (bits == 8) split_words(planes, columns, x);
-    if (bits == 6) sum_bias(columns * planes, x);
+    acts_pairs pairs;
+    if (bits == 8) split_words(planes, columns, x, &pairs);
+    if (bits == 6) sum_bias(columns * planes, x, &pairs);
     PL_UNROLL for (int step = 0; step < steps; step++) {
         dots dot;
-        if (bits == 8) dot_words(columns, codes, x, dot);
-        else dot_bytes(bits, planes, columns, step, codes, x, dot);
+        if (bits == 8) dot_words(columns, codes, &pairs, dot);
+        else dot_bytes(bits, planes, columns, step, codes, x, &pairs, dot);
         add_scaled(packing, columns, step, block, j, x, dot, y);
     }
     if (has_minimum(packing)) add_minimum(packing, columns, block, j, x, y);

@@ -4,6 +4,7 @@
 #include "model/forward.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "base/math.h"
@@ -56,13 +57,23 @@ static void embed(const pass *p, const pl_worker *w) {
     pl_barrier_wait(w);
 }
 
-/* Quantises the worker's tokens of the activation buffer into `planes`; 0 where no reader wants that form. */
-static void quantize(const pass *p, const pl_worker *w, int64_t n, int64_t k, int32_t planes) {
-    int64_t begin, end;
-    pl_share(w, n, 1, &begin, &end);
-    for (int64_t i = begin; i < end && planes > 0; i++) {
-        pl_acts_quantize(p->kernels, &p->scratch->acts, i, k, planes);
-    }
+/* Which tokens of n a worker prepares for the next product, and in which columns of the activation buffer: token i in
+ * column i + shift. Many tokens are shared out, and a barrier follows. A lone token every thread prepares for itself,
+ * in a column of its own: that is cheaper than to wait for another. */
+typedef struct share {
+    int64_t begin, end, shift;
+} share;
+
+static share share_of(const pl_worker *w, int64_t n) {
+    share s = {0, 1, w->index};
+    if (n == 1) return s;
+    s.shift = 0;
+    pl_share(w, n, 1, &s.begin, &s.end);
+    return s;
+}
+
+static void shared_out(const pl_worker *w, int64_t n) {
+    if (n != 1) pl_barrier_wait(w);
 }
 
 /* Planes that a layer's matrix wants its input in: none if its weights are floats. */
@@ -70,23 +81,52 @@ static int32_t planes(const pass *p, const pl_matrix *m) {
     return pl_packings[m->packing].floats ? 0 : p->config->planes;
 }
 
-/* acts[i] = rmsnorm(x[index[i]]) (index NULL: i), ready for the matrices that read it. */
+/* Column c of the activation buffer, and its quantised form where a reader wants that (planes > 0). */
+static float *column(const pass *p, int64_t c) { return p->scratch->acts.f + c * p->scratch->acts.ld; }
+
+static void quantize(const pass *p, int64_t c, int64_t k, int32_t planes) {
+    if (planes > 0) pl_acts_quantize(p->kernels, &p->scratch->acts, c, k, planes);
+}
+
+/* acts = rmsnorm(x[index[i]]) for n tokens (index NULL: all, in order), ready for the matrices that read it. */
 static void norm(const pass *p, const pl_worker *w, const float *weight, const int64_t *index, int64_t n,
                  int32_t planes) {
-    pl_act_buffer *acts = &p->scratch->acts;
-    int64_t begin, end, dim = p->config->dim;
-    pl_share(w, n, 1, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
+    int64_t dim = p->config->dim;
+    share s = share_of(w, n);
+    for (int64_t i = s.begin; i < s.end; i++) {
         const float *x = p->scratch->x + (index ? index[i] : i) * pl_pad(dim);
-        p->kernels->rmsnorm(x, weight, dim, p->config->norm_eps, acts->f + i * acts->ld);
+        p->kernels->rmsnorm(x, weight, dim, p->config->norm_eps, column(p, i + s.shift));
+        quantize(p, i + s.shift, dim, planes);
     }
-    quantize(p, w, n, dim, planes);
-    pl_barrier_wait(w);
+    shared_out(w, n);
+}
+
+/* acts = attention's output */
+static void attended(const pass *p, const pl_worker *w, int32_t planes) {
+    int64_t width = (int64_t)p->config->n_heads * p->config->head_dim;
+    share s = share_of(w, p->n);
+    for (int64_t i = s.begin; i < s.end; i++) {
+        memcpy(column(p, i + s.shift), p->scratch->q + i * pl_pad(width), (size_t)width * sizeof(float));
+        quantize(p, i + s.shift, width, planes);
+    }
+    shared_out(w, p->n);
+}
+
+/* acts = silu(gate) * up */
+static void gated(const pass *p, const pl_worker *w, int32_t planes) {
+    int64_t hidden = pl_pad(p->config->hidden_dim);
+    share s = share_of(w, p->n);
+    for (int64_t i = s.begin; i < s.end; i++) {
+        const float *gate = p->scratch->gate + i * hidden, *up = p->scratch->up + i * hidden;
+        p->kernels->swiglu(gate, up, hidden, column(p, i + s.shift));
+        quantize(p, i + s.shift, p->config->hidden_dim, planes);
+    }
+    shared_out(w, p->n);
 }
 
 /* y (n, rows) = W acts, or y += W acts. No barrier: several products may read the same activations. */
 static void product(const pass *p, const pl_worker *w, const pl_matrix *matrix, float *y, int32_t add) {
-    pl_acts x = pl_acts_view(&p->scratch->acts, matrix->cols, p->config->planes);
+    pl_acts x = pl_acts_view(&p->scratch->acts, share_of(w, p->n).shift, matrix->cols, p->config->planes);
     pl_matmul(p->kernels, w, matrix, &x, p->n, &(pl_output){.base = y, .ld = pl_pad(matrix->rows), .add = add});
 }
 
@@ -115,23 +155,23 @@ static void rotate_and_store(const pass *p, const pl_worker *w, int64_t layer) {
 static void attend(const pass *p, const pl_worker *w, int64_t layer, int64_t i, int64_t h, int64_t rows, int heads) {
     const pl_config *c = p->config;
     const pl_kv_layout *kv = &p->model->kv;
-    pl_act_buffer *acts = &p->scratch->acts;
     int64_t hd = c->head_dim, ldq = pl_pad(c->n_heads * hd);
+    float *q = p->scratch->q + i * ldq + h * hd;
     pl_queries queries = {
-        .q = p->scratch->q + i * ldq + h * hd,
+        .q = q,
         .ldq = heads ? hd : ldq,
         .rows = rows,
         .first = p->rows[i].position,
         .step = heads ? 0 : 1,
-        .out = acts->f + i * acts->ld + h * hd,
-        .ldo = heads ? hd : acts->ld,
+        .out = q, /* in its place: nobody else reads these rows of these heads */
+        .ldo = heads ? hd : ldq,
     };
     size_t unit = pl_kv_unit(kv, layer, h / (c->n_heads / c->n_kv_heads));
     pl_attend(p->kernels, kv, p->rows[i].session->table.pages, unit, 1.0f / sqrtf((float)hd), &queries,
               p->scratch->attend + (size_t)w->index * pl_attend_work(kv));
 }
 
-/* acts = attention of all tokens. A lone token shares each KV head's keys among the group's heads; a run of tokens
+/* q = attention of all tokens. A lone token shares each KV head's keys among the group's heads; a run of tokens
  * shares them among up to PL_ROWS tokens of one head. Units go round the threads. */
 static void attention(const pass *p, const pl_worker *w, int64_t layer) {
     const pl_config *c = p->config;
@@ -156,16 +196,6 @@ static void attention(const pass *p, const pl_worker *w, int64_t layer) {
     pl_barrier_wait(w);
 }
 
-/* acts = silu(gate) * up, (n, hidden) */
-static void gated(const pass *p, const pl_worker *w) {
-    pl_act_buffer *acts = &p->scratch->acts;
-    int64_t begin, end, hidden = pl_pad(p->config->hidden_dim);
-    pl_share(w, p->n, 1, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        p->kernels->swiglu(p->scratch->gate + i * hidden, p->scratch->up + i * hidden, hidden, acts->f + i * acts->ld);
-    }
-}
-
 /* ---- the transformer -------------------------------------------------------------------------------------------- */
 
 /* x += wo attention(rope(wq n), rope(wk n), wv n), n = norm(x) */
@@ -178,8 +208,7 @@ static void attention_block(const pass *p, const pl_worker *w, const pl_layer *l
     pl_barrier_wait(w);
     rotate_and_store(p, w, layer);
     attention(p, w, layer);
-    quantize(p, w, p->n, l->wo.cols, planes(p, &l->wo));
-    pl_barrier_wait(w);
+    attended(p, w, planes(p, &l->wo));
     product(p, w, &l->wo, s->x, 1);
     pl_barrier_wait(w);
 }
@@ -191,9 +220,7 @@ static void feed_forward_block(const pass *p, const pl_worker *w, const pl_layer
     product(p, w, &l->gate, s->gate, 0);
     product(p, w, &l->up, s->up, 0);
     pl_barrier_wait(w);
-    gated(p, w);
-    quantize(p, w, p->n, l->down.cols, planes(p, &l->down));
-    pl_barrier_wait(w);
+    gated(p, w, planes(p, &l->down));
     product(p, w, &l->down, s->x, 1);
     pl_barrier_wait(w);
 }
@@ -203,7 +230,7 @@ static void feed_forward_block(const pass *p, const pl_worker *w, const pl_layer
 static void head(const pass *p, const pl_worker *w) {
     const pl_matrix *matrix = pl_model_head(p->model);
     norm(p, w, p->model->final_norm, p->wanted, p->n_logits, planes(p, matrix) ? 2 : 0);
-    pl_acts x = pl_acts_view(&p->scratch->acts, matrix->cols, 2);
+    pl_acts x = pl_acts_view(&p->scratch->acts, share_of(w, p->n_logits).shift, matrix->cols, 2);
     pl_matmul(p->kernels, w, matrix, &x, p->n_logits, &(pl_output){.columns = p->logits});
 }
 

@@ -25,7 +25,7 @@ int32_t pl_scratch_reserve(pl_scratch *s, const pl_model *m, int64_t tokens, int
     s->up = floats(tokens, c->hidden_dim);
     s->cos_sin = floats(tokens, c->rope_dims);
     s->attend = pl_alloc((size_t)threads * pl_attend_work(&m->kv), sizeof(float));
-    int32_t status = pl_act_buffer_init(&s->acts, tokens, widest_input(c), err);
+    int32_t status = pl_act_buffer_init(&s->acts, tokens > threads ? tokens : threads, widest_input(c), err);
     int complete = s->x && s->q && s->k && s->v && s->gate && s->up && s->cos_sin && s->attend;
     if (status == PL_OK && complete) return PL_OK;
     pl_scratch_free(s);

@@ -9,11 +9,11 @@ typedef struct pl_scratch {
     int64_t tokens;   /* room for so many */
     int32_t threads;
     float *x;         /* (tokens, dim): the residual stream */
-    float *q;         /* (tokens, heads * head_dim) */
+    float *q;         /* (tokens, heads * head_dim): queries, then attention's output */
     float *k, *v;     /* (tokens, kv_heads * head_dim) */
     float *gate, *up; /* (tokens, hidden) */
     float *cos_sin;   /* (tokens, rope_dims / 2, 2) */
-    pl_act_buffer acts; /* what the next product reads: norm output, attention output, gated hidden layer */
+    pl_act_buffer acts; /* (max(tokens, threads)): what the next product reads */
     float *attend;    /* (threads, pl_attend_work) */
 } pl_scratch;
 

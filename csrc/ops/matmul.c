@@ -90,8 +90,16 @@ void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *b, int64_t c, in
     kernels->quantize(b->f + c * b->ld, k, planes, b->q + c * planes * k, b->scale + i, b->offset + i, b->sum + i);
 }
 
-pl_acts pl_acts_view(const pl_act_buffer *b, int64_t k, int32_t planes) {
-    return (pl_acts){b->f, b->ld, b->q, b->scale, b->offset, b->sum, k, planes};
+pl_acts pl_acts_view(const pl_act_buffer *b, int64_t first, int64_t k, int32_t planes) {
+    int64_t block = first * (k / PL_BLOCK);
+    return (pl_acts){.f = b->f + first * b->ld,
+                     .ld = b->ld,
+                     .q = b->q + first * planes * k,
+                     .scale = b->scale + block,
+                     .offset = b->offset + block,
+                     .sum = b->sum + block,
+                     .k = k,
+                     .planes = planes};
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------- */

@@ -37,8 +37,8 @@ void pl_act_buffer_free(pl_act_buffer *buffer);
 
 /* Quantises column c, the k floats at buffer->f + c * ld, into `planes` bytes each. k is a multiple of 32. */
 void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *buffer, int64_t c, int64_t k, int32_t planes);
-/* The buffer as kernels read it, for inputs of width k quantised into `planes`. */
-pl_acts pl_acts_view(const pl_act_buffer *buffer, int64_t k, int32_t planes);
+/* The buffer from column `first` on as kernels read it, for inputs of width k quantised into `planes`. */
+pl_acts pl_acts_view(const pl_act_buffer *buffer, int64_t first, int64_t k, int32_t planes);
 
 /* Where a product goes: column c to base + c * ld, or to columns[c] where that is given. */
 typedef struct pl_output {
