@@ -189,7 +189,17 @@ def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
     shape = Shape(dim=512, hidden=2048, layers=8, heads=8, kv_heads=8, vocab=300, context=8192)
     metadata = llama_metadata(shape) | tiny_vocabulary(shape.vocab)
     model = write_gguf(tmp_path / "slow.gguf", metadata, llama_tensors(shape, 1, seed=2))  # talks for many seconds
-    process = pyllm_command("run", str(model), "the", "-n", "8000", "-t", "0")
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: ask for the usual again.
+    process = pyllm_command(
+        "run",
+        str(model),
+        "the",
+        "-n",
+        "8000",
+        "-t",
+        "0",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.read(4).startswith("the")  # and the text has begun
     process.send_signal(signal.SIGINT)

@@ -105,13 +105,16 @@ def rewound(session: _core.NativeSession, ids: Sequence[int]) -> Array:
 
 
 def forked(session: _core.NativeSession, ids: Sequence[int]) -> Array:
-    """The fork goes on where its source leaves the path, before and after the source does."""
+    """Forks keep to the path while their source leaves it, taking turns with them."""
     cut = len(ids) // 2 + 5
     session.eval(ids[:cut], n_logits=0)
     first = session.fork()
     session.eval([5] * (len(ids) - cut), n_logits=0)
     second = first.fork()
-    a = np.array(first.eval(ids[cut:]))
+    first.eval(ids[cut : cut + 3])
+    session.truncate(cut)
+    session.eval([6] * 3)  # where the fork has just written
+    a = np.array(first.eval(ids[cut + 3 :]))
     session.close()
     first.close()
     b = np.array(second.eval(ids[cut:]))
@@ -249,8 +252,8 @@ def test_a_batch_equals_each_alone(subject: Subject, isa: str, threads: int) -> 
                 assert np.array_equal(bits(logits), bits(subject.expected[a : a + n]))
             at = [a + n for a, n in zip(at, sizes, strict=True)]
         fork = sessions[0].fork()
-        parts = [(sessions[0], [3]), (fork, ids[at[0] : at[0] + 2]), (sessions[1], ids[at[1] : at[1] + 1])]
-        _, forks, others = eval_together(model, parts, threads)
+        parts = [(fork, ids[at[0] : at[0] + 2]), (sessions[0], [3, 4]), (sessions[1], ids[at[1] : at[1] + 1])]
+        forks, _, others = eval_together(model, parts, threads)
     assert np.array_equal(bits(forks), bits(subject.expected[at[0] : at[0] + 2]))
     assert np.array_equal(bits(others), bits(subject.expected[at[1] : at[1] + 1]))
     for session in (*sessions, fork):
