@@ -33,6 +33,10 @@ const char *pl_isa_name(int32_t index);
 const char *pl_isa_current(void);
 int32_t pl_isa_select(const char *name, pl_error *err);
 
+/* Where the cores are busy with others, work goes on alone for a while instead of waiting at every step for a thread
+ * that is not running. With on != 0 it never does: for tests of what several threads compute. */
+void pl_insist_on_threads(int32_t on);
+
 /* Reads nbytes at data with `threads` threads; the best of `repeats` rates, in bytes per second. */
 double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32_t repeats);
 
@@ -91,12 +95,12 @@ int32_t pl_vector_once(const char *isa, const char *kernel, const float *a, cons
 
 /* Orthogonal switches, no family names. Every field is checked by pl_model_new. */
 typedef struct pl_config {
-    int32_t dim;            /* width of the residual stream */
-    int32_t hidden_dim;     /* width of the feed-forward layer */
+    int32_t dim;        /* width of the residual stream */
+    int32_t hidden_dim; /* width of the feed-forward layer */
     int32_t n_layers;
-    int32_t n_heads;        /* query heads; a multiple of n_kv_heads */
+    int32_t n_heads; /* query heads; a multiple of n_kv_heads */
     int32_t n_kv_heads;
-    int32_t head_dim;       /* even */
+    int32_t head_dim; /* even */
     int32_t vocab_size;
     int32_t context_length; /* positions the model was made for */
     float norm_eps;
@@ -109,19 +113,19 @@ typedef struct pl_config {
 
 /* Places a tensor can be bound to. Vectors are (1, n). The order is the order of the forward pass. */
 enum {
-    PL_SLOT_EMBEDDING = 0,    /* (vocab, dim) */
-    PL_SLOT_ATTENTION_NORM,   /* (dim), per layer */
-    PL_SLOT_WQ,               /* (n_heads * head_dim, dim), per layer */
-    PL_SLOT_WK,               /* (n_kv_heads * head_dim, dim), per layer */
-    PL_SLOT_WV,               /* (n_kv_heads * head_dim, dim), per layer */
-    PL_SLOT_WO,               /* (dim, n_heads * head_dim), per layer */
-    PL_SLOT_FFN_NORM,         /* (dim), per layer */
-    PL_SLOT_GATE,             /* (hidden, dim), per layer; llama2.c's w1 */
-    PL_SLOT_UP,               /* (hidden, dim), per layer; w3 */
-    PL_SLOT_DOWN,             /* (dim, hidden), per layer; w2 */
-    PL_SLOT_FINAL_NORM,       /* (dim) */
-    PL_SLOT_HEAD,             /* (vocab, dim); absent: the embedding is tied */
-    PL_SLOT_ROPE_FACTORS,     /* (rope_dims / 2); absent: ones. Frequencies are divided by them */
+    PL_SLOT_EMBEDDING = 0,  /* (vocab, dim) */
+    PL_SLOT_ATTENTION_NORM, /* (dim), per layer */
+    PL_SLOT_WQ,             /* (n_heads * head_dim, dim), per layer */
+    PL_SLOT_WK,             /* (n_kv_heads * head_dim, dim), per layer */
+    PL_SLOT_WV,             /* (n_kv_heads * head_dim, dim), per layer */
+    PL_SLOT_WO,             /* (dim, n_heads * head_dim), per layer */
+    PL_SLOT_FFN_NORM,       /* (dim), per layer */
+    PL_SLOT_GATE,           /* (hidden, dim), per layer; llama2.c's w1 */
+    PL_SLOT_UP,             /* (hidden, dim), per layer; w3 */
+    PL_SLOT_DOWN,           /* (dim, hidden), per layer; w2 */
+    PL_SLOT_FINAL_NORM,     /* (dim) */
+    PL_SLOT_HEAD,           /* (vocab, dim); absent: the embedding is tied */
+    PL_SLOT_ROPE_FACTORS,   /* (rope_dims / 2); absent: ones. Frequencies are divided by them */
     PL_SLOT_COUNT
 };
 
@@ -134,11 +138,11 @@ int32_t pl_model_bind(pl_model *model, int32_t slot, int32_t layer, const pl_sou
                       pl_error *err);
 /* Names the first slot that is missing; after it the model is frozen. */
 int32_t pl_model_finish(pl_model *model, pl_error *err);
-size_t pl_model_nbytes(const pl_model *model);       /* packed weights held in memory */
-size_t pl_model_token_bytes(const pl_model *model);  /* weight bytes read to decode one token */
-int64_t pl_model_kv_pages(const pl_model *model);    /* KV pages alive in all its sessions */
+size_t pl_model_nbytes(const pl_model *model);      /* packed weights held in memory */
+size_t pl_model_token_bytes(const pl_model *model); /* weight bytes read to decode one token */
+int64_t pl_model_kv_pages(const pl_model *model);   /* KV pages alive in all its sessions */
 size_t pl_model_kv_page_bytes(const pl_model *model);
-void pl_model_release(pl_model *model);              /* drops the caller's reference; sessions hold their own */
+void pl_model_release(pl_model *model); /* drops the caller's reference; sessions hold their own */
 
 /* ---- sessions -------------------------------------------------------------------------------------------------- */
 
@@ -148,7 +152,7 @@ enum { PL_LONGEST_CONTEXT = 1048576 }; /* positions; RoPE's angles are exact up 
 
 int32_t pl_session_new(pl_model *model, int64_t context_length, pl_session **out, pl_error *err);
 void pl_session_free(pl_session *session);
-int64_t pl_session_position(const pl_session *session);          /* tokens evaluated so far */
+int64_t pl_session_position(const pl_session *session); /* tokens evaluated so far */
 int32_t pl_session_truncate(pl_session *session, int64_t position, pl_error *err);
 int32_t pl_session_fork(const pl_session *session, pl_session **out, pl_error *err); /* shares pages, copies on write */
 /* KV of positions [0, position) as bytes, the same whatever pages they lie in; and back. */
@@ -161,8 +165,8 @@ typedef struct pl_run {
     pl_session *session;   /* each session at most once per call */
     const int32_t *tokens; /* (n) */
     int64_t n;
-    int32_t n_logits;      /* logits wanted for the last n_logits tokens; 0 for none */
-    float *logits;         /* (n_logits, vocab) */
+    int32_t n_logits; /* logits wanted for the last n_logits tokens; 0 for none */
+    float *logits;    /* (n_logits, vocab) */
 } pl_run;
 
 /* Asked between layers, at most every 20 ms, on the calling thread; nonzero stops the evaluation. */
@@ -191,8 +195,8 @@ typedef struct pl_sampling {
  * bias (n_bias) are added to the logits first. *rng is llama2.c's xorshift64* state and moves by one draw where one
  * is drawn. work (2 * vocab) floats of scratch. */
 int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
-                  const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias,
-                  int64_t n_bias, float *work, int32_t *token, pl_error *err);
+                  const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
+                  float *work, int32_t *token, pl_error *err);
 
 /* ---- score-driven byte pair merges (tokenizer.bin and SentencePiece-style vocabularies) -------------------------- */
 

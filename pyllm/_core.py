@@ -85,6 +85,11 @@ def isa_select(name: str) -> None:
         raise ValueError(f"kernel level {name!r} is not one this machine runs: {', '.join(isa_names())}")
 
 
+def insist_on_threads(on: bool) -> None:
+    """Whether every evaluation gets its threads even where the cores are busy with others. For tests."""
+    lib.pl_insist_on_threads(on)
+
+
 def read_bandwidth(data: np.ndarray, threads: int, repeats: int) -> float:
     """Bytes per second at which `threads` threads read `data`: the best of `repeats` passes."""
     return float(lib.pl_read_bandwidth(ffi.from_buffer(data), data.nbytes, threads, repeats))

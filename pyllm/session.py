@@ -257,6 +257,8 @@ class Session:
 
     def _evaluate_from(self, start: int, poll: Callable[[], bool]) -> Logits:
         while len(self._tokens) - start > CHUNK:
+            if poll():  # the C library asks only in passes that take their time
+                raise Interrupted("stopped between two chunks of the prompt")
             self._native.eval(self._tokens[start : start + CHUNK], n_logits=0, poll=poll)
             start += CHUNK
         logits: Logits = self._native.eval(self._tokens[start:], n_logits=1, poll=poll)[0]

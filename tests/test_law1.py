@@ -6,7 +6,7 @@ pages; and on stories260K.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ STORY: list[int] = [1, *np.random.default_rng(1).integers(3, 512, 400).tolist()]
 CYCLE = (Q4_1, F32, Q8_0, Q6_K, F16, Q5_K, Q4_K, BF16, Q5_0, Q4_0, Q5_1)
 
 PAGE = 64
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Several threads mean several threads here, also on a machine that others keep busy."""
+    _core.insist_on_threads(True)
+    yield
+    _core.insist_on_threads(False)
 
 
 def mixed_model(path: Path, shape: Shape, seed: int = 0) -> Path:

@@ -11,9 +11,9 @@ float pl_expf(float x);
 #define PL_EXP_MAX 88.7228394f
 #define PL_EXP_MIN -87.3365479f
 #define PL_EXP_LOG2E 1.44269502f
-#define PL_EXP_LN2_HI 0.693145752f   /* 16 significant bits: n * LN2_HI is exact */
+#define PL_EXP_LN2_HI 0.693145752f /* 16 significant bits: n * LN2_HI is exact */
 #define PL_EXP_LN2_LO 1.42860677e-6f
-#define PL_EXP_C2 0.5f               /* (e^r - 1 - r) / r^2 on |r| <= ln2 / 2, Chebyshev fit, 0.2 ulp */
+#define PL_EXP_C2 0.5f /* (e^r - 1 - r) / r^2 on |r| <= ln2 / 2, Chebyshev fit, 0.2 ulp */
 #define PL_EXP_C3 0.166665763f
 #define PL_EXP_C4 0.0416665524f
 #define PL_EXP_C5 0.00836323295f
@@ -22,7 +22,7 @@ float pl_expf(float x);
 
 /* In double, for tables and reductions; accurate to a few ulp. */
 double pl_exp(double x);
-double pl_log(double x); /* x > 0 */
+double pl_log(double x);                                /* x > 0 */
 void pl_sincos(double x, double *sine, double *cosine); /* |x| < 2^30 */
 
 #endif

@@ -9,6 +9,8 @@
 #include <omp.h>
 #endif
 
+#include "pyllm.h"
+
 /* Arrivals and releases on lines of their own, so that waiting threads do not slow the arriving ones. */
 struct pl_barrier {
     _Alignas(64) atomic_int arrived;
@@ -134,6 +136,12 @@ static int32_t stalled_regions;
 static double alone_until, alone_for;
 static const double shortest_alone = 0.05, longest_alone = 2.0;
 
+static atomic_int insisting;
+
+void pl_insist_on_threads(int32_t on) { atomic_store(&insisting, on); }
+
+static int must_work_alone(void) { return pl_seconds() < alone_until && !atomic_load(&insisting); }
+
 static void learn_from(const region *r) {
     if (r->stalls == 0) {
         stalled_regions = 0;
@@ -151,7 +159,7 @@ void pl_parallel(int32_t threads, pl_task_fn fn, void *argument) {
     pthread_once(&once, register_fork_handler);
     region r = {threads, fn, argument, 0};
     if (threads > 1) pthread_mutex_lock(&turn);
-    if (threads <= 1 || pl_seconds() < alone_until) {
+    if (threads <= 1 || must_work_alone()) {
         fn(argument, &(pl_worker){0, 1, NULL});
     } else if (forked) {
         run_region_in_child(&r);

@@ -17,9 +17,9 @@
 
 /* Activations: what a weight matrix is multiplied with. Columns are tokens (or heads). Float packings read f, the
  * others the quantised form: per 32 values x ~ scale * a, where a is an int16 in two bytes, a = 256 high + low
- * (planes == 2, precision "high"), or one int8 (planes == 1, "fast"). */
+ * (planes == 2, precision "high"; |a| <= 32512), or one int8 (planes == 1, "fast"). */
 typedef struct pl_acts {
-    const float *f;      /* column c at f + c * ld; k of it, then readable zeros (or zero weights) up to 4 */
+    const float *f; /* column c at f + c * ld; k of it, then readable zeros (or zero weights) up to 4 */
     int64_t ld;
     const int8_t *q;     /* (n, planes, k): high bytes, then low */
     const float *scale;  /* (n, k / 32) */
@@ -85,7 +85,7 @@ const pl_kernels *pl_kernels_by_name(const char *name); /* NULL if unknown or no
 void pl_strip_row(pl_packing packing, const void *strip, int64_t k, int32_t row, float *out);
 
 /* Kernels that are exact or elementwise, and that the compiler vectorises well from plain C. */
-void pl_add(float *x, const float *y, int64_t n);                          /* x += y */
-void pl_rope(float *x, const float *cos_sin, int32_t dims);                /* rotate pairs (i, i + dims / 2); (dims / 2, 2) */
+void pl_add(float *x, const float *y, int64_t n);           /* x += y */
+void pl_rope(float *x, const float *cos_sin, int32_t dims); /* rotate pairs (i, i + dims / 2); (dims / 2, 2) */
 
 #endif

@@ -168,13 +168,13 @@ static inline void matmul_quantised(open_fn open, int steps, int has_minimum, co
 
 /* ---- the instances ---------------------------------------------------------------------------------------------- */
 
-#define FLOAT_MATMUL(type)                                                                                          \
+#define FLOAT_MATMUL(type) \
     static void matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul_float(weight_##type, strip, x, first, n, y, ldy);                                                    \
+        matmul_float(weight_##type, strip, x, first, n, y, ldy); \
     }
-#define QUANTISED_MATMUL(type, steps, has_minimum)                                                                  \
+#define QUANTISED_MATMUL(type, steps, has_minimum) \
     static void matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul_quantised(open_##type, steps, has_minimum, strip, x, first, n, y, ldy);                              \
+        matmul_quantised(open_##type, steps, has_minimum, strip, x, first, n, y, ldy); \
     }
 FLOAT_MATMUL(f32)
 FLOAT_MATMUL(f16)
@@ -220,7 +220,9 @@ static uint32_t largest_magnitude(const float *x, int n) {
 }
 
 /* Round to nearest even for |x| < 2^22, without asking libm. */
-static int32_t round_to_int(float x) { return (int32_t)(pl_float_bits(x + PL_EXP_ROUND) - pl_float_bits(PL_EXP_ROUND)); }
+static int32_t round_to_int(float x) {
+    return (int32_t)(pl_float_bits(x + PL_EXP_ROUND) - pl_float_bits(PL_EXP_ROUND));
+}
 
 static void quantize(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset, int32_t *sum) {
     const float steps = planes == 2 ? 32512.0f : 127.0f;

@@ -27,7 +27,7 @@ typedef struct pass {
     int32_t n_runs;
     row *rows; /* (n): the tokens of all runs, one run after another */
     int64_t n;
-    float **logits; /* (n_logits): where each wanted row of logits goes */
+    float **logits;  /* (n_logits): where each wanted row of logits goes */
     int64_t *wanted; /* (n_logits): its token's index in rows */
     int64_t n_logits;
     pl_poll_fn poll;
@@ -60,9 +60,7 @@ static void embed(const pass *p, const pl_worker *w) {
 /* Which tokens of n a worker prepares for the next product, and in which columns of the activation buffer: token i in
  * column i + shift. Many tokens are shared out, and a barrier follows. A lone token every thread prepares for itself,
  * in a column of its own: that is cheaper than to wait for another. */
-typedef struct share {
-    int64_t begin, end, shift;
-} share;
+typedef struct share { int64_t begin, end, shift; } share;
 
 static share share_of(const pl_worker *w, int64_t n) {
     share s = {0, 1, w->index};
@@ -272,8 +270,8 @@ static void list_rows(pass *p) {
     }
 }
 
-int32_t pl_forward(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll,
-                   void *context, pl_error *err) {
+int32_t pl_forward(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll, void *context,
+                   pl_error *err) {
     pass p = {.model = model,
               .config = &model->config,
               .kernels = pl_kernels_current(),

@@ -197,7 +197,9 @@ static size_t layers_and_head(const pl_model *m) {
 
 size_t pl_model_token_bytes(const pl_model *m) { return layers_and_head(m); }
 
-size_t pl_model_nbytes(const pl_model *m) { return layers_and_head(m) + (m->own_head.strips ? m->embedding.nbytes : 0); }
+size_t pl_model_nbytes(const pl_model *m) {
+    return layers_and_head(m) + (m->own_head.strips ? m->embedding.nbytes : 0);
+}
 
 int64_t pl_model_kv_pages(const pl_model *m) { return atomic_load(&((pl_model *)m)->pages); }
 

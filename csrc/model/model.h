@@ -24,11 +24,11 @@ struct pl_model {
     atomic_int references;
     atomic_llong pages; /* KV pages alive */
     int finished;
-    pl_matrix embedding;  /* (vocab, dim) */
-    pl_layer *layers;     /* (n_layers) */
-    float *final_norm;    /* (dim) */
-    pl_matrix own_head;   /* (vocab, dim); empty where the embedding is tied */
-    float *rope_factors;  /* (rope_dims / 2) or NULL */
+    pl_matrix embedding;     /* (vocab, dim) */
+    pl_layer *layers;        /* (n_layers) */
+    float *final_norm;       /* (dim) */
+    pl_matrix own_head;      /* (vocab, dim); empty where the embedding is tied */
+    float *rope_factors;     /* (rope_dims / 2) or NULL */
     float *rope_frequencies; /* (rope_dims / 2) */
 };
 

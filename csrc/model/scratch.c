@@ -3,7 +3,9 @@
 #include "base/error.h"
 #include "base/memory.h"
 
-static float *floats(int64_t rows, int64_t width) { return pl_alloc((size_t)rows * (size_t)pl_pad(width), sizeof(float)); }
+static float *floats(int64_t rows, int64_t width) {
+    return pl_alloc((size_t)rows * (size_t)pl_pad(width), sizeof(float));
+}
 
 static int64_t widest_input(const pl_config *c) {
     int64_t widest = c->dim > c->hidden_dim ? c->dim : c->hidden_dim, q = (int64_t)c->n_heads * c->head_dim;

@@ -32,8 +32,8 @@ int64_t pl_session_position(const pl_session *s) { return s->position; }
 
 int32_t pl_session_truncate(pl_session *s, int64_t position, pl_error *err) {
     if (position < 0 || position > s->position) {
-        return pl_fail(err, PL_INVALID, "cannot truncate to position %lld: the session is at %lld",
-                       (long long)position, (long long)s->position);
+        return pl_fail(err, PL_INVALID, "cannot truncate to position %lld: the session is at %lld", (long long)position,
+                       (long long)s->position);
     }
     s->position = position;
     pl_pages_truncate(s->model, &s->table, position);

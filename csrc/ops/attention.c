@@ -78,8 +78,8 @@ static void score(const attention *a, int64_t start, int64_t n) {
     pl_packing packing = l->type == PL_TYPE_F16 ? PL_PACK_F16 : PL_PACK_F32;
     for (int64_t t = 0; t < n; t += PL_STRIP) {
         int64_t position = start + t;
-        const uint8_t *strip = a->pages[position / PL_PAGE] + a->unit +
-                               (size_t)(position % PL_PAGE * l->d4) * l->element;
+        const uint8_t *strip =
+            a->pages[position / PL_PAGE] + a->unit + (size_t)(position % PL_PAGE * l->d4) * l->element;
         a->kernels->matmul[packing](strip, &x, 0, a->queries->rows, a->scores + t, PL_CHUNK);
     }
 }
@@ -89,8 +89,8 @@ static void weigh(const attention *a, int64_t start, int64_t begin, int64_t end,
     const pl_kv_layout *l = a->layout;
     for (int64_t t = begin; t < end;) {
         int64_t slot = (start + t) % PL_PAGE, n = PL_PAGE - slot < end - t ? PL_PAGE - slot : end - t;
-        const uint8_t *values = a->pages[(start + t) / PL_PAGE] + a->unit + l->key_bytes +
-                                (size_t)(slot * l->d16) * l->element;
+        const uint8_t *values =
+            a->pages[(start + t) / PL_PAGE] + a->unit + l->key_bytes + (size_t)(slot * l->d16) * l->element;
         const float *p = a->scores + row * PL_CHUNK + t;
         float *out = a->part + row * l->d16;
         if (l->type == PL_TYPE_F16) {

@@ -19,7 +19,7 @@ typedef struct pl_kv_layout {
     int32_t type; /* PL_TYPE_F16 or PL_TYPE_F32 */
     int32_t n_kv_heads;
     int64_t head_dim, d4, d16;
-    size_t element;              /* bytes */
+    size_t element;               /* bytes */
     size_t key_bytes, unit_bytes; /* of one (layer, head): its keys; keys and values */
     size_t page_bytes;
 } pl_kv_layout;

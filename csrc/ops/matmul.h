@@ -25,9 +25,9 @@ void pl_matrix_row(const pl_matrix *matrix, int64_t row, float *out);
 
 /* Room for the activations of n tokens, in the forms that float and quantised weights read. Owns its memory. */
 typedef struct pl_act_buffer {
-    float *f;        /* (n, ld) */
-    int64_t ld;      /* padded width of the widest input */
-    int8_t *q;       /* (n, planes, k), planes at most 2 */
+    float *f;              /* (n, ld) */
+    int64_t ld;            /* padded width of the widest input */
+    int8_t *q;             /* (n, planes, k), planes at most 2 */
     float *scale, *offset; /* (n, k / 32) */
     int32_t *sum;
 } pl_act_buffer;

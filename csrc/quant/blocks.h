@@ -10,7 +10,10 @@
 
 /* 32 weights: element j < 16 in the low nibble of qs[j], element j + 16 in the high one; qh: bit j is bit 4 of
  * element j. d, m: f16. */
-typedef struct { uint8_t d[2]; int8_t qs[32]; } pl_block_q8_0;
+typedef struct {
+    uint8_t d[2];
+    int8_t qs[32];
+} pl_block_q8_0;
 typedef struct { uint8_t d[2], qs[16]; } pl_block_q4_0;
 typedef struct { uint8_t d[2], m[2], qs[16]; } pl_block_q4_1;
 typedef struct { uint8_t d[2], qh[4], qs[16]; } pl_block_q5_0;
@@ -21,11 +24,16 @@ typedef struct { uint8_t d[2], m[2], qh[4], qs[16]; } pl_block_q5_1;
 typedef struct { uint8_t d[2], dmin[2], scales[12], qs[128]; } pl_block_q4_k;
 typedef struct { uint8_t d[2], dmin[2], scales[12], qh[32], qs[128]; } pl_block_q5_k;
 /* 256 weights in 16 sub-blocks of 16 with 8-bit scales; per half of 128: ql 64 bytes, qh 32 bytes. */
-typedef struct { uint8_t ql[128], qh[64]; int8_t scales[16]; uint8_t d[2]; } pl_block_q6_k;
+typedef struct {
+    uint8_t ql[128], qh[64];
+    int8_t scales[16];
+    uint8_t d[2];
+} pl_block_q6_k;
 
 _Static_assert(sizeof(pl_block_q8_0) == 34 && sizeof(pl_block_q4_0) == 18 && sizeof(pl_block_q4_1) == 20, "block size");
 _Static_assert(sizeof(pl_block_q5_0) == 22 && sizeof(pl_block_q5_1) == 24, "block size");
-_Static_assert(sizeof(pl_block_q4_k) == 144 && sizeof(pl_block_q5_k) == 176 && sizeof(pl_block_q6_k) == 210, "block size");
+_Static_assert(sizeof(pl_block_q4_k) == 144 && sizeof(pl_block_q5_k) == 176 && sizeof(pl_block_q6_k) == 210,
+               "block size");
 
 static inline uint16_t pl_load16(const uint8_t *p) {
     uint16_t value;

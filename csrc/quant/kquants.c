@@ -4,7 +4,7 @@
 
 enum { SUPER = 256 };
 
-#define FOR_EACH_BLOCK(type, block_t)                                            \
+#define FOR_EACH_BLOCK(type, block_t) \
     const block_t *block = (const block_t *)pl_source_row(source, &(type), row); \
     for (int64_t b = 0; b < source->cols / SUPER; b++, block++)
 

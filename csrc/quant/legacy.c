@@ -3,7 +3,7 @@
 #include "quant/rows.h"
 
 /* Loops over the blocks of a row: `block` is the file's, `strip` the packed one. */
-#define FOR_EACH_BLOCK(type, block_t)                                                  \
+#define FOR_EACH_BLOCK(type, block_t) \
     const block_t *block = (const block_t *)pl_source_row(source, &(type), row); \
     for (int64_t b = 0; b < source->cols / PL_BLOCK; b++, block++)
 

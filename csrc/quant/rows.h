@@ -4,10 +4,10 @@
 
 #include "quant/types.h"
 
-extern const pl_type pl_type_f32, pl_type_f16, pl_type_bf16;                             /* floats.c */
+extern const pl_type pl_type_f32, pl_type_f16, pl_type_bf16;                               /* floats.c */
 extern const pl_type pl_type_q8_0, pl_type_q4_0, pl_type_q4_1, pl_type_q5_0, pl_type_q5_1; /* legacy.c */
-extern const pl_type pl_type_q4_k, pl_type_q5_k, pl_type_q6_k;                           /* kquants.c */
-extern const pl_type pl_type_llama2c_q8;                                                 /* llama2c.c */
+extern const pl_type pl_type_q4_k, pl_type_q5_k, pl_type_q6_k;                             /* kquants.c */
+extern const pl_type pl_type_llama2c_q8;                                                   /* llama2c.c */
 
 /* Bytes of a file row, for types whose rows are whole blocks one after another. */
 static inline const uint8_t *pl_source_row(const pl_source *source, const pl_type *type, int64_t row) {

@@ -34,16 +34,46 @@ typedef struct { uint8_t h[16][4], q[4][16][4]; } pl_codes5;
 typedef struct { uint8_t h2[2][16][4], q[4][16][4]; } pl_codes6;
 typedef struct { uint8_t q[8][16][4]; } pl_codes8; /* code + 128 */
 
-typedef struct { uint16_t d[16]; pl_codes8 codes; } pl_strip_q8;     /* d code */
-typedef struct { float d[16]; pl_codes8 codes; } pl_strip_q8f;       /* d code, llama2.c's fp32 scales */
-typedef struct { uint16_t d[16]; pl_codes4 codes; } pl_strip_q4;     /* d (code - 8) */
-typedef struct { uint16_t d[16], m[16]; pl_codes4 codes; } pl_strip_q4m; /* d code + m */
-typedef struct { uint16_t d[16]; pl_codes5 codes; } pl_strip_q5;     /* d (code - 16) */
-typedef struct { uint16_t d[16], m[16]; pl_codes5 codes; } pl_strip_q5m;
+typedef struct {
+    uint16_t d[16];
+    pl_codes8 codes;
+} pl_strip_q8; /* d code */
+typedef struct {
+    float d[16];
+    pl_codes8 codes;
+} pl_strip_q8f; /* d code, llama2.c's fp32 scales */
+typedef struct {
+    uint16_t d[16];
+    pl_codes4 codes;
+} pl_strip_q4; /* d (code - 8) */
+typedef struct {
+    uint16_t d[16], m[16];
+    pl_codes4 codes;
+} pl_strip_q4m; /* d code + m */
+typedef struct {
+    uint16_t d[16];
+    pl_codes5 codes;
+} pl_strip_q5; /* d (code - 16) */
+typedef struct {
+    uint16_t d[16], m[16];
+    pl_codes5 codes;
+} pl_strip_q5m;
 /* 256 k: scale (d sc), minimum -(dmin mn), one sc and mn per 32 */
-typedef struct { uint16_t d[16], dmin[16]; uint8_t sc[8][16], mn[8][16]; pl_codes4 codes[8]; } pl_strip_q4k;
-typedef struct { uint16_t d[16], dmin[16]; uint8_t sc[8][16], mn[8][16]; pl_codes5 codes[8]; } pl_strip_q5k;
-typedef struct { uint16_t d[16]; int8_t sc[16][16]; pl_codes6 codes[8]; } pl_strip_q6k; /* (d sc) (code - 32), sc per 16 */
+typedef struct {
+    uint16_t d[16], dmin[16];
+    uint8_t sc[8][16], mn[8][16];
+    pl_codes4 codes[8];
+} pl_strip_q4k;
+typedef struct {
+    uint16_t d[16], dmin[16];
+    uint8_t sc[8][16], mn[8][16];
+    pl_codes5 codes[8];
+} pl_strip_q5k;
+typedef struct {
+    uint16_t d[16];
+    int8_t sc[16][16];
+    pl_codes6 codes[8];
+} pl_strip_q6k; /* (d sc) (code - 32), sc per 16 */
 
 _Static_assert(sizeof(pl_strip_q8) == 544 && sizeof(pl_strip_q8f) == 576, "strip layout");
 _Static_assert(sizeof(pl_strip_q4) == 288 && sizeof(pl_strip_q4m) == 320, "strip layout");

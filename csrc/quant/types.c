@@ -4,18 +4,12 @@
 #include "quant/rows.h"
 
 const pl_packing_info pl_packings[PL_PACK_COUNT] = {
-    [PL_PACK_F32] = {1, 4 * PL_STRIP, 1},
-    [PL_PACK_F16] = {1, 2 * PL_STRIP, 1},
-    [PL_PACK_BF16] = {1, 2 * PL_STRIP, 1},
-    [PL_PACK_Q8] = {32, sizeof(pl_strip_q8), 0},
-    [PL_PACK_Q8F] = {32, sizeof(pl_strip_q8f), 0},
-    [PL_PACK_Q4] = {32, sizeof(pl_strip_q4), 0},
-    [PL_PACK_Q4M] = {32, sizeof(pl_strip_q4m), 0},
-    [PL_PACK_Q5] = {32, sizeof(pl_strip_q5), 0},
-    [PL_PACK_Q5M] = {32, sizeof(pl_strip_q5m), 0},
-    [PL_PACK_Q4K] = {256, sizeof(pl_strip_q4k), 0},
-    [PL_PACK_Q5K] = {256, sizeof(pl_strip_q5k), 0},
-    [PL_PACK_Q6K] = {256, sizeof(pl_strip_q6k), 0},
+    [PL_PACK_F32] = {1, 4 * PL_STRIP, 1},           [PL_PACK_F16] = {1, 2 * PL_STRIP, 1},
+    [PL_PACK_BF16] = {1, 2 * PL_STRIP, 1},          [PL_PACK_Q8] = {32, sizeof(pl_strip_q8), 0},
+    [PL_PACK_Q8F] = {32, sizeof(pl_strip_q8f), 0},  [PL_PACK_Q4] = {32, sizeof(pl_strip_q4), 0},
+    [PL_PACK_Q4M] = {32, sizeof(pl_strip_q4m), 0},  [PL_PACK_Q5] = {32, sizeof(pl_strip_q5), 0},
+    [PL_PACK_Q5M] = {32, sizeof(pl_strip_q5m), 0},  [PL_PACK_Q4K] = {256, sizeof(pl_strip_q4k), 0},
+    [PL_PACK_Q5K] = {256, sizeof(pl_strip_q5k), 0}, [PL_PACK_Q6K] = {256, sizeof(pl_strip_q6k), 0},
 };
 
 static const pl_type *const table[] = {
