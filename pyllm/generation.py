@@ -111,7 +111,8 @@ class Stats:
 class Plan:
     """Everything that defines a generation. `prompt` is evaluated first; `history` is what the timeline held before.
 
-    `decoder` is None where the model has no tokenizer: all texts are empty then. `max_tokens` None means as many as
+    `decoder` is None where the model has no tokenizer: all texts are empty then. `padding` is the first id that the
+    decoder does not know: models pad their vocabulary, and such a token adds no text. `max_tokens` None means as many as
     `context_length` admits. `timeout` is in seconds from the first step.
     """
 
@@ -119,6 +120,7 @@ class Plan:
     history: Sequence[int]
     context_length: int
     decoder: Decoder | None
+    padding: int | None = None
     stop_ids: Collection[int] = frozenset()
     stop: Sequence[str] = ()
     max_tokens: int | None = None
@@ -300,7 +302,7 @@ class Generation:
         first = self._position == -1
         if first and self._plan.decoder:
             for token in self._ids[-PRIMING:]:
-                self._plan.decoder.push(token)
+                self._piece(token)
         return stepper.advance(self._plan.prompt if first else (), self._poll)
 
     def _poll(self) -> bool:
@@ -312,8 +314,7 @@ class Generation:
         self._position = stepper.position
         self._tokens.append(token)
         self._ids.append(token)
-        decoder = self._plan.decoder
-        text = self._scanner.push(decoder.push(token)) if decoder else ""
+        text = self._scanner.push(self._piece(token))
         self._texts.append(text)
         if self._scanner.stopped:
             self._finish("stop")
@@ -321,6 +322,13 @@ class Generation:
             text += self._flush()
             self._finish("stop" if self._scanner.stopped else "length")
         return text
+
+    def _piece(self, token: int) -> str:
+        """The text that `token` completes."""
+        decoder, padding = self._plan.decoder, self._plan.padding
+        if decoder is None or (padding is not None and token >= padding):
+            return ""
+        return decoder.push(token)
 
     def _flush(self) -> str:
         """The text that was held back, now that nothing follows."""

@@ -308,6 +308,7 @@ def begin_generation(
         history=context.tokens if isinstance(context, Session) else (),
         context_length=context.context_length if isinstance(context, Session) else context,
         decoder=tokenizer.decoder() if tokenizer else None,
+        padding=tokenizer.vocab_size if tokenizer else None,
         stop_ids=model.stop_ids,
         stop=options.stops,
         max_tokens=options.max_tokens,

@@ -374,6 +374,18 @@ def test_penalties_see_prompt_and_text() -> None:
     assert recorder.seen == [[1, 2], [1, 2, 97], [1, 2, 97, 97]]
 
 
+def test_padding_adds_no_text() -> None:
+    """Ids behind the tokenizer's, from a vocabulary padded to a round number, never reach the decoder."""
+
+    class Strict(ByteDecoder):
+        def push(self, token: int, /) -> str:
+            assert token < 200, "the decoder does not know this id"
+            return super().push(token)
+
+    bench = Bench([97, 201, 98], prompt=[201], decoder=Strict(), padding=200, max_tokens=3)
+    assert bench.texts() == ["a", "", "b"]
+
+
 # ---- asyncio -------------------------------------------------------------------------------------------------------
 
 
