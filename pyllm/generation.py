@@ -112,8 +112,8 @@ class Plan:
     """Everything that defines a generation. `prompt` is evaluated first; `history` is what the timeline held before.
 
     `decoder` is None where the model has no tokenizer: all texts are empty then. `padding` is the first id that the
-    decoder does not know: models pad their vocabulary, and such a token adds no text. `max_tokens` None means as many as
-    `context_length` admits. `timeout` is in seconds from the first step.
+    decoder does not know: models pad their vocabulary, and such a token adds no text. `max_tokens` None means as many
+    as `context_length` admits. `timeout` is in seconds from the first step.
     """
 
     prompt: Sequence[int]
