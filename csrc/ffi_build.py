@@ -62,6 +62,8 @@ def sanitizer_flags() -> tuple[list[str], list[str]]:
     names = os.environ.get("PYLLM_SANITIZE")
     if not names:
         return [], []
+    if "undefined" in names.split(","):
+        names += ",float-cast-overflow"  # which "undefined" leaves out
     sanitize = [f"-fsanitize={names}", "-fno-sanitize-recover=all"]
     return [*sanitize, "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"], sanitize
 

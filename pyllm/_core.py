@@ -241,10 +241,8 @@ class NativeModel:
         return NativeSession(self, out[0])
 
     def close(self) -> None:
-        """Drop this reference; sessions alive keep the weights until they go. Harmless twice."""
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            ffi.release(pointer)
+        """Drop this reference; calls under way and sessions alive keep the weights until they end. Harmless twice."""
+        self._pointer = None  # not ffi.release(): another thread may be on its way into C with the same pointer
 
 
 class NativeSession:

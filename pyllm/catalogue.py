@@ -143,7 +143,7 @@ def _work_folder() -> Iterator[Path]:
     """A folder of this pull alone, on the cache's own file system so that the last step is an atomic rename."""
     cache_dir().mkdir(parents=True, exist_ok=True)
     for old in cache_dir().glob(PULL_PREFIX + "*"):
-        if time.time() - old.stat().st_mtime > ABANDONED:
+        if time.time() - _stat(old)[1] > ABANDONED:
             shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=PULL_PREFIX, dir=cache_dir()))
     try:
@@ -200,7 +200,7 @@ def _watch(pip: subprocess.Popen[bytes], folder: Path, total: int, report: Progr
             return pip.wait(timeout=0.1)
         except subprocess.TimeoutExpired:
             pass  # still at work: look at its files again
-        size = max((_size(file) for file in folder.rglob("*.whl")), default=0)
+        size = _largest_wheel(folder)
         if size > done:
             done, moved = size, time.monotonic()
             report(min(done, total), total)
@@ -208,12 +208,19 @@ def _watch(pip: subprocess.Popen[bytes], folder: Path, total: int, report: Progr
             raise OSError(f"nothing arrived for {STALL:.0f} seconds")
 
 
-def _size(file: Path) -> int:
-    """The size in bytes; 0 for a file that went away meanwhile."""
+def _largest_wheel(folder: Path) -> int:
+    """Bytes of the largest wheel at any depth. Files and folders may go away meanwhile: pip tidies up behind itself."""
+    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)  # walk skips the gone
+    return max((_stat(file)[0] for file in files if file.endswith(".whl")), default=0)
+
+
+def _stat(file: str | Path) -> tuple[int, float]:
+    """Size in bytes and time of the last change; (0, now) of what went away meanwhile."""
     try:
-        return file.stat().st_size
+        found = os.stat(file)
     except OSError:
-        return 0
+        return 0, time.time()
+    return found.st_size, found.st_mtime
 
 
 def _last_error(complaints: str) -> str:

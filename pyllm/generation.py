@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pyllm.errors import SessionBusyError, TokenizerError
+from pyllm.errors import ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class Generation:
         if logits is None:
             self._finish("cancelled")
             return None
-        token = self._sampler.draw(logits, self._ids)
+        token = self._draw(logits)
         measure = self._plan.log_probability
         logprob = measure(logits, token) if measure else None
         if token in self._plan.stop_ids:
@@ -322,6 +322,14 @@ class Generation:
             text += self._flush()
             self._finish("stop" if self._scanner.stopped else "length")
         return text
+
+    def _draw(self, logits: Logits) -> int:
+        try:
+            return self._sampler.draw(logits, self._ids)
+        except ValueError as error:
+            if (logits != logits).any():  # NaN: nothing the caller asked for
+                raise ModelFormatError(f"the model's weights give no numbers: {error}") from error
+            raise
 
     def _piece(self, token: int) -> str:
         """The text that `token` completes."""

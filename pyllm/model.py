@@ -346,6 +346,11 @@ class Model:
 
     # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._native.closed
+
     def check_open(self) -> None:
         """Raise `ClosedError` after `close()`."""
         if self._native.closed:
@@ -408,8 +413,7 @@ class Model:
             b = bindings.get((slot, layer))
             if b is None:
                 return None
-            with checkpoint.view(b.tensor) as data:
-                return _core.dequantize(b.tensor.type_id, b.rows, b.cols, data, b.tensor.group)
+            return _core.dequantize(b.tensor.type_id, b.rows, b.cols, checkpoint.view(b.tensor), b.tensor.group)
 
         return read
 
@@ -473,8 +477,9 @@ def _bind_all(
     total, done = sum(b.tensor.nbytes for b in bindings), 0
     with reporting(progress, f"loading {checkpoint.path.name}") as report:
         for b in bindings:
-            with checkpoint.view(b.tensor) as data:
-                native.bind(b.slot, b.layer, b.tensor.type_id, b.rows, b.cols, data, b.tensor.group)
+            # No `with`: it would release the view, and fail, while the traceback of an error still holds it.
+            data = checkpoint.view(b.tensor)
+            native.bind(b.slot, b.layer, b.tensor.type_id, b.rows, b.cols, data, b.tensor.group)
             _forget(checkpoint, b.tensor)
             done += b.tensor.nbytes
             report(done, total)

@@ -30,6 +30,10 @@ _METADATA = {
 }
 
 
+#: The range of fp32, in which sampling is done: the largest number, and the smallest that keeps all its digits.
+_LARGEST, _SMALLEST = float.fromhex("0x1.fffffep+127"), 2.0**-126
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How the next token is drawn. Immutable options, applied in this order:
@@ -63,7 +67,7 @@ class Sampler:
         _require("temperature", self.temperature, lambda x: x >= 0, "a finite number of at least 0")
         _require("top_p", self.top_p, lambda x: 0 <= x <= 1, "in [0, 1]")
         _require("min_p", self.min_p, lambda x: 0 <= x <= 1, "in [0, 1]")
-        _require("repetition_penalty", self.repetition_penalty, lambda x: x > 0, "a finite number above 0")
+        _require("repetition_penalty", self.repetition_penalty, lambda x: x >= _SMALLEST, "a finite number above 0")
         _require("presence_penalty", self.presence_penalty, lambda x: True, "a finite number")
         _require("frequency_penalty", self.frequency_penalty, lambda x: True, "a finite number")
         if not 0 <= operator.index(self.top_k) < 1 << 31:
@@ -165,13 +169,13 @@ def sampler_from_metadata(metadata: Mapping[str, Any]) -> Sampler:
 
 
 def _require(name: str, value: float, holds: Callable[[float], bool], wanted: str) -> None:
-    if not (math.isfinite(value) and holds(value)):
+    if not (abs(value) <= _LARGEST and holds(value)):
         raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
 def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
     checked = {operator.index(token): float(value) for token, value in bias.items()}
     for token, value in checked.items():
-        if token < 0 or math.isnan(value) or value == math.inf:
+        if not (0 <= token < 1 << 31 and (abs(value) <= _LARGEST or value == -math.inf)):
             raise ValueError(f"logit_bias maps token ids to finite numbers or -inf, not {token} to {value}")
     return checked

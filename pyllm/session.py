@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pyllm._core import Interrupted, NativeSession, log_probability
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
@@ -93,6 +93,9 @@ class Session:
         """The largest number of tokens this session can evaluate."""
         return self._context_length
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Session cannot be pickled: save() it, and restore() it from its model")
+
     def __repr__(self) -> str:
         return f"<pyllm.Session at {self.position} of {self._context_length}{', closed' if self._closed else ''}>"
 
@@ -109,7 +112,7 @@ class Session:
         with self._entered():
             logits = self._evaluate(ids, lambda: False)
         if logits is None:
-            raise ClosedError("the session was closed during eval()")
+            raise ClosedError("the session or its model was closed during eval()")
         return logits
 
     def truncate(self, position: int) -> None:
@@ -247,7 +250,7 @@ class Session:
             self._native.truncate(evaluated)
         try:
             self._tokens.extend(ids)
-            return self._evaluate_from(evaluated, lambda: self._closing or poll())
+            return self._evaluate_from(evaluated, lambda: self._closing or self._model.closed or poll())
         except BaseException as error:  # KeyboardInterrupt too: a session is never half-way
             self._native.truncate(evaluated)
             del self._tokens[taken:]
@@ -303,6 +306,7 @@ def begin_generation(
     if options.stops and tokenizer is None:
         raise TokenizerError("stop strings need a tokenizer, and this model has none: give load() a tokenizer=")
     sampler = options.sampler or model.default_sampler
+    model.check_tokens(sampler.logit_bias or ())
     plan = Plan(
         prompt=prompt,
         history=context.tokens if isinstance(context, Session) else (),
@@ -368,12 +372,12 @@ def _read_file(file: IO[bytes]) -> tuple[dict[str, Any], tuple[int, ...], bytes]
 def _parse_header(name: str, text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{name}: the header is not JSON ({error})") from error
     counts = ("context_length", "tokens", "evaluated")
     if not isinstance(header, dict) or not all(type(header.get(key)) is int and header[key] >= 0 for key in counts):
         raise ModelFormatError(f"{name}: the header lacks one of {', '.join(counts)}")
-    if not header["evaluated"] <= header["tokens"] <= header["context_length"] + 1:
+    if header["context_length"] < 1 or not header["evaluated"] <= header["tokens"] <= header["context_length"] + 1:
         raise ModelFormatError(f"{name}: the header's counts contradict each other")
     if "model" not in header:
         raise ModelFormatError(f"{name}: the header does not name its model")

@@ -24,6 +24,7 @@ from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
 from pyllm import Sampler
+from pyllm._native import ffi
 
 SOAK = bool(os.environ.get("PYLLM_SOAK"))
 LOADS, GENERATIONS = (1000, 10_000) if SOAK else (60, 300)
@@ -410,3 +411,90 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
     """
     assert path.stat().st_size > 60 << 20
     assert int(output_of(code, path)) < 1.2 * path.stat().st_size + (30 << 20)
+
+
+# ---- at the wrong moment -------------------------------------------------------------------------------------------
+
+
+def test_closing_under_many_threads(tiny_path: Path) -> None:
+    """`close()` while threads are on their way into the library: each gets `ClosedError`, and memory stays whole."""
+    code = """
+        import sys, threading, time
+        import pyllm
+
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            model = pyllm.load(sys.argv[1])
+
+            def work(model=model):
+                try:
+                    while True:
+                        model.generate([5], max_tokens=1).tokens
+                except pyllm.ClosedError:
+                    pass
+
+            threads = [threading.Thread(target=work) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.02)
+            model.close()
+            for thread in threads:
+                thread.join()
+        print("whole")
+    """
+    assert output_of(code, tiny_path) == "whole"
+
+
+def test_a_signal_handler_may_generate(slow: pyllm.Model, long_prompt: list[int]) -> None:
+    """A handler runs between the layers of the evaluation it interrupts; its own must not wait for that one."""
+    alone = slow.generate([5], max_tokens=2, sampler=Sampler.greedy()).tokens
+    seen: list[list[int]] = []
+
+    def handler(*_: object) -> None:
+        seen.append(slow.generate([5], max_tokens=2, sampler=Sampler.greedy()).tokens)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        slow.generate(long_prompt, max_tokens=1).tokens  # noqa: B018
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen == [alone]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_ends_a_load_comes_out(
+    error: type[BaseException], tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not a complaint that the file's bytes are still in use: the traceback holds the frame that uses them."""
+
+    def bind(*arguments: object, **_: object) -> None:
+        buffer = ffi.from_buffer(arguments[6])
+        raise error(f"with {len(buffer)} bytes in hand")
+
+    monkeypatch.setattr("pyllm._core.NativeModel.bind", bind)
+    with pytest.raises(error, match="in hand"):
+        pyllm.load(tiny_path)
+
+
+@linux_only
+def test_no_threads_to_be_had(tmp_path: Path) -> None:
+    """Where the system gives no more threads, work is done on those there are. libgomp would end the process."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become a user whose processes are limited")
+    shape = Shape(dim=256, hidden=512, layers=2, heads=4, kv_heads=2, vocab=300, context=512)
+    path = tiny_llama(tmp_path / "wide.gguf", Q8_0, shape)
+    code = """
+        import os, resource, sys
+        import pyllm
+
+        prompt = list(range(3, 250))
+        expected = pyllm.load(sys.argv[1], threads=1).session().eval(prompt).tobytes()
+        with pyllm.load(sys.argv[1], threads=1) as one:
+            one._native.threads = 4  # no thread was started for this process yet
+            resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+            os.setresuid(65534, 65534, 65534)  # root may have as many as it likes
+            print(one.session().eval(prompt).tobytes() == expected)
+    """
+    assert output_of(code, path) == "True"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinygguf import Shape, llama_metadata, llama_tensors, tiny_llama, tiny_vocabulary, write_gguf
+from tinygguf import F32, Shape, llama_metadata, llama_tensors, tiny_llama, tiny_vocabulary, write_gguf
 
 import pyllm
 from pyllm import Sampler
@@ -110,6 +110,32 @@ def test_load_is_also_a_method_of_the_model() -> None:
 def test_bad_arguments(tiny_path: Path, option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option):
         pyllm.load(tiny_path, **{option: value})
+
+
+def test_a_bias_outside_the_vocabulary_is_refused_before_anything_is_computed(tiny: pyllm.Model) -> None:
+    with pytest.raises(ValueError, match="60000"):
+        tiny.generate([5], sampler=Sampler(logit_bias={60000: 1.0}))
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    shape = Shape()
+    tensors = llama_tensors(shape, F32)
+    type_id, dims, data = tensors["output_norm.weight"]
+    tensors["output_norm.weight"] = (type_id, dims, b"\x00\x00\xc0\x7f" + data[4:])
+    path = write_gguf(tmp_path / "nan.gguf", llama_metadata(shape), tensors)
+    with pyllm.load(path) as model, pytest.raises(pyllm.ModelFormatError, match="NaN"):
+        model.generate([5], max_tokens=1).tokens  # noqa: B018
+
+
+@pytest.mark.parametrize("factor", [1e-38, 0.0, math.nan, 0.1])
+def test_rotations_too_fast_to_be_right(tmp_path: Path, factor: float) -> None:
+    """Angles are exact up to the longest context times 1.5; a damaged file must not give other bits elsewhere."""
+    shape = Shape()
+    factors = np.full(shape.dim // shape.heads // 2, factor, np.float32)
+    tensors = llama_tensors(shape, F32) | {"rope_freqs.weight": (F32, (len(factors),), factors.tobytes())}
+    path = write_gguf(tmp_path / "fast.gguf", llama_metadata(shape), tensors)
+    with pytest.raises(pyllm.ModelFormatError, match="RoPE frequency 0"):
+        pyllm.load(path)
 
 
 def test_no_such_model(tmp_path: Path) -> None:

@@ -260,6 +260,12 @@ def test_bias_outside_the_vocabulary() -> None:
         {"min_p": 2.0},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": math.inf},
+        {"temperature": 1e300},  # finite, but not in fp32
+        {"repetition_penalty": 1e39},
+        {"repetition_penalty": 1e-50},
+        {"presence_penalty": -1e39},
+        {"logit_bias": {1 << 40: 1.0}},
+        {"logit_bias": {5: 1e300}},
         {"presence_penalty": math.nan},
         {"frequency_penalty": math.inf},
         {"logit_bias": {-1: 0.0}},

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -449,6 +451,15 @@ def test_every_cut_and_every_flipped_byte_is_noticed(users: pyllm.Model, tmp_pat
     path.write_bytes(data)
     assert users.restore(path).tokens == IDS[:3]
     assert users._native.kv_pages <= 1  # what failed holds nothing
+
+
+@pytest.mark.parametrize("header", ["[" * 60_000, '{"model": 1, "context_length": 0, "tokens": 0, "evaluated": 0}'])
+def test_a_crafted_header(users: pyllm.Model, tmp_path: Path, header: str) -> None:
+    body = header.encode()
+    path = tmp_path / "crafted"
+    path.write_bytes(struct.pack("<8sII", b"PLSESS\x00\x01", len(body), zlib.crc32(body)) + body)
+    with pytest.raises(pyllm.ModelFormatError, match="header"):
+        users.restore(path)
 
 
 def test_other_files_are_no_sessions(users: pyllm.Model, tiny_path: Path, tmp_path: Path) -> None:

@@ -23,6 +23,6 @@ float pl_expf(float x);
 /* In double, for tables and reductions; accurate to a few ulp. */
 double pl_exp(double x);
 double pl_log(double x);                                /* x > 0 */
-void pl_sincos(double x, double *sine, double *cosine); /* |x| < 2^30 */
+void pl_sincos(double x, double *sine, double *cosine); /* |x| < 1.6e6 */
 
 #endif

@@ -78,15 +78,63 @@ typedef struct region {
     int32_t stalls; /* out: how often a thread was waited for that was not running */
 } region;
 
+/* Threads started for one region: they begin when it is known how many there are. */
+typedef struct crew {
+    const region *region;
+    pl_barrier barrier;
+    atomic_int count; /* 0 until then */
+} crew;
+
+typedef struct hand {
+    crew *crew;
+    int32_t index;
+    pthread_t thread;
+} hand;
+
+static void *lend_hand(void *argument) {
+    const hand *h = argument;
+    int32_t count, tries = 0;
+    while ((count = atomic_load(&h->crew->count)) == 0) wait_a_little(tries++);
+    h->crew->region->fn(h->crew->region->argument, &(pl_worker){h->index, count, &h->crew->barrier});
+    return NULL;
+}
+
+/* Runs the region on threads started for it, as many as the system gives, and returns how many they were. */
+static int32_t run_on_own_threads(const region *r) {
+    enum { MOST = 1024 };
+    hand hands[MOST];
+    crew c = {.region = r};
+    int32_t started = 0;
+    while (started < r->threads - 1 && started < MOST) {
+        hands[started] = (hand){.crew = &c, .index = started + 1};
+        if (pthread_create(&hands[started].thread, NULL, lend_hand, &hands[started]) != 0) break;
+        started++;
+    }
+    atomic_store(&c.count, started + 1);
+    r->fn(r->argument, &(pl_worker){0, started + 1, &c.barrier});
+    for (int32_t i = 0; i < started; i++) pthread_join(hands[i].thread, NULL);
+    return started + 1;
+}
+
+#ifdef _OPENMP
 /* Longer than this between asking for threads and having them, or between the work's end and the region's, and a
  * thread was not running. Starting threads for the first time takes less. */
 static const double late_seconds = 300e-6;
 
+static void do_nothing(void *argument, const pl_worker *worker) { (void)argument, (void)worker; }
+
+/* libgomp ends the process where it cannot have a thread, so before it starts some for this calling thread (each has
+ * its own pool there) it is tried whether they are to be had. */
+static int32_t obtainable(int32_t threads) {
+    static _Thread_local int32_t granted = 1;
+    if (threads > granted) granted = run_on_own_threads(&(region){threads, do_nothing, NULL, 0});
+    return threads < granted ? threads : granted;
+}
+
 static void run_region(region *r) {
     pl_barrier barrier = {0};
-#ifdef _OPENMP
     double opened = pl_seconds(), late = 0, done = 0;
-#pragma omp parallel num_threads(r->threads)
+#pragma omp parallel num_threads(obtainable(r->threads))
     {
         pl_worker worker = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
         pl_barrier_wait(&worker);
@@ -96,36 +144,25 @@ static void run_region(region *r) {
         if (worker.index == 0) done = pl_seconds();
     }
     r->stalls = atomic_load(&barrier.stalls) + (late > late_seconds) + (pl_seconds() - done > late_seconds);
+}
 #else
-    r->fn(r->argument, &(pl_worker){0, 1, &barrier});
+static void run_region(region *r) { run_on_own_threads(r); }
 #endif
-}
-
-static void *run_region_on_host(void *r) {
-    run_region(r);
-    return NULL;
-}
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+static _Thread_local bool inside; /* this thread has the turn: what it is asked between layers may evaluate too */
+
+/* In a forked child the threads of libgomp's pools are gone, but a surviving thread still believes in its own and would
+ * wait for it for ever: there we start our own. */
 static bool forked; /* written before any thread of the child exists */
 
 static void after_fork_in_child(void) {
     pthread_mutex_init(&turn, NULL); /* its holder, if any, does not exist here */
     forked = true;
+    inside = false;
 }
 
 static void register_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
-
-/* libgomp keeps a pool of threads for each thread that opens a region. In a forked child the pools are gone but the
- * surviving thread still believes in its own and would wait for it for ever; a fresh thread starts with none. */
-static void run_region_in_child(region *r) {
-    pthread_t host;
-    if (pthread_create(&host, NULL, run_region_on_host, r) == 0) {
-        pthread_join(host, NULL);
-    } else {
-        r->fn(r->argument, &(pl_worker){0, 1, NULL});
-    }
-}
 
 /* ---- company ---------------------------------------------------------------------------------------------------- */
 
@@ -157,15 +194,21 @@ static void learn_from(const region *r) {
 void pl_parallel(int32_t threads, pl_task_fn fn, void *argument) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_fork_handler);
+    if (threads <= 1 || inside) {
+        fn(argument, &(pl_worker){0, 1, NULL});
+        return;
+    }
     region r = {threads, fn, argument, 0};
-    if (threads > 1) pthread_mutex_lock(&turn);
-    if (threads <= 1 || must_work_alone()) {
+    pthread_mutex_lock(&turn);
+    inside = true;
+    if (must_work_alone()) {
         fn(argument, &(pl_worker){0, 1, NULL});
     } else if (forked) {
-        run_region_in_child(&r);
+        run_on_own_threads(&r);
     } else {
         run_region(&r);
         learn_from(&r);
     }
-    if (threads > 1) pthread_mutex_unlock(&turn);
+    inside = false;
+    pthread_mutex_unlock(&turn);
 }

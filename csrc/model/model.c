@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -157,14 +158,22 @@ int32_t pl_model_bind(pl_model *m, int32_t s, int32_t layer, const pl_source *so
 }
 
 /* theta_i = base^(-2 i / dims) / factor_i, rounded to float as the original and transformers do. */
+static const float FASTEST_ROTATION =
+    1.5f; /* radians a position: pl_sincos is exact up to PL_LONGEST_CONTEXT times this */
+
 static int32_t make_rope_frequencies(pl_model *m, pl_error *err) {
     int32_t half = m->config.rope_dims / 2;
+    pl_free(m->rope_frequencies); /* of an attempt that failed */
     m->rope_frequencies = pl_alloc((size_t)half, sizeof(float));
     if (m->rope_frequencies == NULL) return pl_fail(err, PL_MEMORY, "no memory for %d RoPE frequencies", half);
     double log_base = pl_log((double)m->config.rope_base);
     for (int32_t i = 0; i < half; i++) {
         float frequency = (float)(1.0 / (double)(float)pl_exp(log_base * (2.0 * i) / m->config.rope_dims));
         m->rope_frequencies[i] = m->rope_factors ? frequency / m->rope_factors[i] : frequency;
+        if (!(fabsf(m->rope_frequencies[i]) <= FASTEST_ROTATION)) {
+            return pl_fail(err, PL_FORMAT, "RoPE frequency %d is %g, from base %g and its factor; expected at most %g",
+                           i, (double)m->rope_frequencies[i], (double)m->config.rope_base, (double)FASTEST_ROTATION);
+        }
     }
     return PL_OK;
 }

@@ -38,10 +38,11 @@ int32_t pl_matrix_pack(pl_matrix *out, const pl_source *source, pl_row_order ord
     matrix.strips = pl_map(matrix.nbytes);
     float *scratch = pl_alloc((size_t)threads * (size_t)matrix.cols, sizeof(float));
     if (matrix.strips == NULL || scratch == NULL) {
+        pl_fail(err, PL_MEMORY, "no memory to pack a (%lld, %lld) matrix: %zu bytes", (long long)matrix.rows,
+                (long long)matrix.cols, matrix.nbytes);
         pl_matrix_free(&matrix);
         pl_free(scratch);
-        return pl_fail(err, PL_MEMORY, "no memory to pack a (%lld, %lld) matrix: %zu bytes", (long long)matrix.rows,
-                       (long long)matrix.cols, matrix.nbytes);
+        return PL_MEMORY;
     }
     pack_job job = {source, &matrix, order, context, scratch};
     pl_parallel(matrix.nbytes < WORTH_SHARING ? 1 : threads, pack_share, &job);

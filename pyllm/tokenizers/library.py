@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyllm.errors import TokenizerError
+from pyllm.errors import OutOfMemoryError, TokenizerError
 
 
 @contextmanager
@@ -18,6 +18,8 @@ def library_errors(source: str, what: str) -> Iterator[None]:
         yield
     except (TokenizerError, ImportError):
         raise
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{source}: no memory to read its {what}") from error
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
