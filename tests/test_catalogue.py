@@ -270,6 +270,14 @@ def test_stalled_pip_is_given_up(entry: Entry, monkeypatch: pytest.MonkeyPatch) 
     assert time.monotonic() - start < 10
 
 
+def test_files_that_pip_takes_away_are_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.whl").write_bytes(b"12345")
+    (tmp_path / "gone.whl").symlink_to(tmp_path / "nowhere")  # listed, but gone when asked for its size
+    assert catalogue._largest_wheel(tmp_path) == 5
+    assert catalogue._largest_wheel(tmp_path / "gone") == 0
+
+
 # ---- without pip ---------------------------------------------------------------------------------------------------
 
 
