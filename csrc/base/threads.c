@@ -15,10 +15,10 @@
 struct pl_barrier {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
-    _Alignas(64) atomic_int stalls; /* waits that outlasted the spinning: somebody was not running */
+    _Alignas(64) atomic_llong waited; /* nanoseconds, of all threads together, in waits that were not short */
 };
 
-enum { SPINS = 4000, YIELDS = 200, SLEEP_NANOSECONDS = 50000 };
+enum { SHORT = 200 /* tries that need no clock */, SPINS = 4000, YIELDS = 200, SLEEP_NANOSECONDS = 50000 };
 
 static void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -48,11 +48,13 @@ void pl_barrier_wait(const pl_worker *worker) {
         atomic_store_explicit(&b->generation, generation + 1, memory_order_release);
         return;
     }
+    double since = 0;
     for (int32_t tries = 0; atomic_load_explicit(&b->generation, memory_order_acquire) == generation;) {
         wait_a_little(tries);
-        if (tries == SPINS) atomic_fetch_add_explicit(&b->stalls, 1, memory_order_relaxed);
+        if (tries == SHORT) since = pl_seconds();
         if (tries < SPINS + YIELDS) tries++;
     }
+    if (since > 0) atomic_fetch_add(&b->waited, (long long)((pl_seconds() - since) * 1e9));
 }
 
 void pl_share(const pl_worker *worker, int64_t n, int64_t grain, int64_t *begin, int64_t *end) {
@@ -75,7 +77,7 @@ typedef struct region {
     int32_t threads;
     pl_task_fn fn;
     void *argument;
-    int32_t stalls; /* out: how often a thread was waited for that was not running */
+    int32_t stalled; /* out: whether its threads mostly waited for one that was not running */
 } region;
 
 /* Threads started for one region: they begin when it is known how many there are. */
@@ -117,11 +119,11 @@ static int32_t run_on_own_threads(const region *r) {
 }
 
 #ifdef _OPENMP
-/* Longer than this between asking for threads and having them, or between the work's end and the region's, and a
- * thread was not running. Starting threads for the first time takes less. */
-static const double late_seconds = 300e-6;
-
 static void do_nothing(void *argument, const pl_worker *worker) { (void)argument, (void)worker; }
+
+/* With one thread always waiting for another, all would be done as soon by one alone. Regions that are over at once say
+ * nothing: threads may have had to start. */
+static const double mostly = 0.6, shortest_judged = 300e-6;
 
 /* libgomp ends the process where it cannot have a thread, so before it starts some for this calling thread (each has
  * its own pool there) it is tried whether they are to be had. */
@@ -133,17 +135,20 @@ static int32_t obtainable(int32_t threads) {
 
 static void run_region(region *r) {
     pl_barrier barrier = {0};
-    double opened = pl_seconds(), late = 0, done = 0;
-#pragma omp parallel num_threads(obtainable(r->threads))
+    int32_t threads = obtainable(r->threads);
+    double opened = pl_seconds(), begun = opened, done = opened;
+#pragma omp parallel num_threads(threads)
     {
         pl_worker worker = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
         pl_barrier_wait(&worker);
-        if (worker.index == 0) late = pl_seconds() - opened;
+        if (worker.index == 0) begun = pl_seconds();
         r->fn(r->argument, &worker);
         pl_barrier_wait(&worker);
         if (worker.index == 0) done = pl_seconds();
     }
-    r->stalls = atomic_load(&barrier.stalls) + (late > late_seconds) + (pl_seconds() - done > late_seconds);
+    double closed = pl_seconds(), waited = 1e-9 * (double)atomic_load(&barrier.waited);
+    waited += (begun - opened) + (closed - done);
+    r->stalled = closed - opened > shortest_judged && waited > mostly * (threads - 1) * (closed - opened);
 }
 #else
 static void run_region(region *r) { run_on_own_threads(r); }
@@ -180,7 +185,7 @@ void pl_insist_on_threads(int32_t on) { atomic_store(&insisting, on); }
 static int must_work_alone(void) { return pl_seconds() < alone_until && !atomic_load(&insisting); }
 
 static void learn_from(const region *r) {
-    if (r->stalls == 0) {
+    if (!r->stalled) {
         stalled_regions = 0;
         alone_for = 0;
     } else if (++stalled_regions >= 2) {
