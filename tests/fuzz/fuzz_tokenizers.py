@@ -1,15 +1,10 @@
 """A fuzz target for vocabularies: any bytes give a tokenizer that works, or a `PyllmError`.
 
-    python tests/fuzz/fuzz_tokenizers.py --write-corpus FOLDER                 valid files to begin from
-    python tests/fuzz/fuzz_tokenizers.py [libFuzzer options] FOLDER            with atheris (pip install atheris)
-    python tests/fuzz/fuzz_tokenizers.py --rounds 100000 --seed 1              without it: seeded mutations
-
-A failure prints what is needed to repeat it.
+`driver.py` says how to run it; `tests/test_tokenizers.py` runs it over `mutations` in the test suite.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import struct
@@ -20,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import driver
 from fuzz_formats import MUTATIONS, tinygguf
 
 from pyllm import formats
@@ -151,7 +147,7 @@ def seeds() -> dict[str, bytes]:
     }
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
+# ---- damage ---------------------------------------------------------------------------------------------------------
 
 
 VALUES: tuple[Any, ...] = (None, True, -1, 2**40, 0.5, "", "Metaspace", "\u2581", "ByteFallback", [], ["a b"], {}, [[]])
@@ -187,44 +183,5 @@ def mutations(data: bytes, rounds: int, seed: int) -> Iterator[bytes]:
         yield bytes(copy)
 
 
-def run_mutations(rounds: int, seed: int) -> None:
-    """The loop for machines without atheris."""
-    for name, data in seeds().items():
-        counts: dict[str, int] = {}
-        for i, damaged in enumerate(mutations(data, rounds, seed)):
-            try:
-                outcome = exercise(damaged)
-            except BaseException:
-                print(f"{name}, seed {seed}, round {i}: {damaged.hex()}", file=sys.stderr)
-                raise
-            counts[outcome] = counts.get(outcome, 0) + 1
-        print(name, counts)
-
-
-def run_atheris() -> None:
-    """Coverage-guided fuzzing; libFuzzer reads the command line."""
-    import atheris  # type: ignore[import-untyped]
-
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, lambda data: exercise(data) and None)
-    atheris.Fuzz()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="fuzz vocabularies")
-    parser.add_argument("--rounds", type=int, help="run so many seeded mutations per file instead of atheris")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write-corpus", type=Path, metavar="FOLDER", help="write the valid files there, and no more")
-    options, rest = parser.parse_known_args()
-    if options.write_corpus:
-        options.write_corpus.mkdir(parents=True, exist_ok=True)
-        for name, data in seeds().items():
-            (options.write_corpus / name).write_bytes(data)
-    elif options.rounds is None and rest:
-        run_atheris()
-    else:
-        run_mutations(options.rounds or 10_000, options.seed)
-
-
 if __name__ == "__main__":
-    main()
+    driver.main(driver.Target("vocabularies", exercise, seeds, mutations))
