@@ -15,7 +15,7 @@ from pyllm.tokenizers.base import Tokenizer, Traits
 from pyllm.tokenizers.bytebpe import ByteLevelTokenizer
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.pretokenizers import PRETOKENIZERS
-from pyllm.tokenizers.scored import ScoredPieces, ScoredTokenizer, byte_value, check_scores
+from pyllm.tokenizers.scored import ScoredPieces, ScoredTokenizer, byte_value, check_scores, in_one_buffer
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the file's token types
@@ -29,7 +29,9 @@ def from_metadata(metadata: Mapping[str, Any], source: str) -> Tokenizer | None:
     if kind is None or kind in ("none", "no_vocab"):
         return None
     if kind == "llama":
-        return GgufScoredTokenizer(fields)
+        return GgufPiecesTokenizer(fields)
+    if kind == "gemma4" or (kind == "gpt2" and _is_raw(fields)):
+        return GgufPiecesTokenizer(fields, ranked=True)
     if kind == "gpt2":
         return _byte_level(fields)
     raise TokenizerError(
@@ -142,6 +144,11 @@ def read_traits(fields: Fields, *, add_bos: bool, prefix: str = "", space: str =
     )
 
 
+def _is_raw(fields: Fields) -> bool:
+    known = PRETOKENIZERS.get(fields.text(PREFIX + "pre") or "")
+    return known is not None and known.raw
+
+
 def _byte_level(fields: Fields) -> ByteLevelTokenizer:
     name = fields.text(PREFIX + "pre")
     known = PRETOKENIZERS.get(name or "")
@@ -149,13 +156,16 @@ def _byte_level(fields: Fields) -> ByteLevelTokenizer:
     return ByteLevelTokenizer(traits, fields.pieces, fields.strings("merges"), name)
 
 
-class GgufScoredTokenizer(ScoredTokenizer):
-    """GGUF's "llama": SentencePiece pieces with their scores, in which U+2581 stands for a space."""
+class GgufPiecesTokenizer(ScoredTokenizer):
+    """SentencePiece's pieces, in which U+2581 stands for a space: GGUF's "llama" with their scores, or with merges."""
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: Fields, *, ranked: bool = False) -> None:
+        """`ranked`: pairs are merged in the order of the file's merges, and no text begins with a space of ours."""
         self._fields = fields
-        self._scores = check_scores(fields.metadata.get(PREFIX + "scores"), len(fields.pieces), fields.source)
-        prefix = " " if fields.flag("add_space_prefix", True) else ""
+        size = len(fields.pieces)
+        self._scores = None if ranked else check_scores(fields.metadata.get(PREFIX + "scores"), size, fields.source)
+        self._merge_list = fields.strings("merges") if ranked else None
+        prefix = " " if fields.flag("add_space_prefix", not ranked) else ""
         super().__init__(read_traits(fields, add_bos=True, prefix=prefix, space=SPACE))
 
     def _scored_pieces(self) -> ScoredPieces:
@@ -168,8 +178,9 @@ class GgufScoredTokenizer(ScoredTokenizer):
                 raise self._fields.error(f"byte token {token} is {self._fields.pieces[token]!r}, expected '<0xHH>'")
             byte_ids[byte] = token
         unknown = self._fields.token("unknown_token_id")
-        pieces = [piece.encode() for piece in self._fields.pieces]
-        return ScoredPieces(pieces, self._scores, mergeable, byte_ids, -1 if unknown is None else unknown)
+        merges = None if self._merge_list is None else in_one_buffer(self._merge_list)
+        pieces, unknown_id = in_one_buffer(self._fields.pieces), -1 if unknown is None else unknown
+        return ScoredPieces(pieces, mergeable, byte_ids, unknown_id, scores=self._scores, merges=merges)
 
     def _to_pieces(self, text: str) -> str:
         return text.replace(" ", SPACE)

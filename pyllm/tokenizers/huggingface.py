@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Tokenizer, Traits
+from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
 from pyllm.tokenizers.bytebpe import BYTE_OF
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.library import library_errors
@@ -70,9 +70,9 @@ class JsonTokenizer(Tokenizer):
         first = _ids(self._library, "a")[:1]
         return bool(first) and self._pieces[first[0]].startswith(SPACE)
 
-    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+    def _arranged(self, parts: Iterable[str | int]) -> list[int | Stretch]:
         """As everywhere, but that white space beside some special tokens falls away."""
-        return super().encode_parts(self._eat_spaces(list(parts)))
+        return super()._arranged(self._eat_spaces(list(parts)))
 
     def _eat_spaces(self, parts: list[str | int]) -> list[str | int]:
         """Some special tokens swallow the white space beside them."""
@@ -84,12 +84,12 @@ class JsonTokenizer(Tokenizer):
                 parts[after] = text.lstrip()
         return parts
 
-    def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
+    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         with library_errors(self._traits.source, "tokenizer.json"):
-            ids = _ids(self._library if at_start else self._later, text)
-        if not self.control_ids.isdisjoint(ids):
+            every = [_ids(self._library if at_start else self._later, text) for text, at_start in stretches]
+        if not all(self.control_ids.isdisjoint(ids) for ids in every):
             raise TokenizerError(f"{self._traits.source}: the vocabulary makes control tokens of plain text")
-        return ids
+        return every
 
     def _bytes_of(self, token: int) -> bytes:
         if token in self._added:
