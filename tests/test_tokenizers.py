@@ -463,7 +463,7 @@ def test_a_gguf_file_loads(tmp_path: Path) -> None:
 
 
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
-    (byte_level_metadata(model="bert"), "'bert'"),
+    (byte_level_metadata(model="rwkv"), "'rwkv'"),
     (byte_level_metadata(model=7), "expected a string"),
     (byte_level_metadata(tokens=[]), "tokens is missing"),
     (byte_level_metadata(tokens="abc"), "tokens is missing"),

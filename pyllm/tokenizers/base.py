@@ -33,6 +33,7 @@ class Traits:
     eos_ids: frozenset[int] = frozenset()
     stop_ids: frozenset[int] | None = None  # None: `eos_ids`
     add_bos: bool = False
+    add_eos: bool = False
     prefix: str = ""
     text_starts: frozenset[int] = frozenset()
     control: Mapping[int, str] = field(default_factory=dict)
@@ -52,7 +53,8 @@ class Tokenizer(ABC):
 
     vocab_size: number of ids, which are 0 to vocab_size - 1.
     bos_id: the id that begins a text, or None. add_bos: whether this model's texts begin with it.
-    eos_id: the id that `encode(eos=True)` ends with, or None. eos_ids: all ids that end a text or a turn.
+    eos_id: the id that `encode(eos=True)` ends with, or None. add_eos: whether the texts that this model was made for,
+        such as those that an embedding model reads, end with it. eos_ids: all ids that end a text or a turn.
     stop_ids: ids at which generation stops; the same as eos_ids, but for llama2.c's files.
     control_ids: ids that add nothing to the text, and that text becomes only with `special=True`.
     chat_template: Jinja source, or None.
@@ -68,6 +70,7 @@ class Tokenizer(ABC):
         self.control_ids: frozenset[int] = frozenset(traits.control)
         self.chat_template: str | None = traits.chat_template
         self.add_bos: bool = traits.add_bos
+        self.add_eos: bool = traits.add_eos
         self._known_bytes: dict[int, bytes] = {}
 
     # ---- loading ----------------------------------------------------------------------------------------------------
