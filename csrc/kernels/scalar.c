@@ -32,10 +32,10 @@ static inline void matmul_float(float weight(const void *, int64_t, int), const 
 
 /* ---- quantised weights ------------------------------------------------------------------------------------------ */
 
-/* 32 weights of one row: value = scale[k / 16] * code[k] + minimum. */
+/* 32 weights of one row: value = scale[k / 16] * code[k] + minimum[k / 16]. */
 typedef struct row_block {
     int16_t code[PL_BLOCK];
-    float scale[2], minimum;
+    float scale[2], minimum[2];
 } row_block;
 
 typedef void open_fn(const void *strip, int64_t block, int row, row_block *out);
@@ -66,7 +66,7 @@ static void open_codes8(const pl_codes8 *codes, int row, int16_t *code) {
 
 static void set_scale(row_block *out, float scale, float minimum) {
     out->scale[0] = out->scale[1] = scale;
-    out->minimum = minimum;
+    out->minimum[0] = out->minimum[1] = minimum;
 }
 
 static void open_q8(const void *strip, int64_t block, int row, row_block *out) {
@@ -128,7 +128,27 @@ static void open_q6k(const void *strip, int64_t block, int row, row_block *out) 
     for (int half = 0; half < 2; half++) {
         out->scale[half] = pl_float_from_f16(b->d[row]) * (float)b->sc[2 * j + half][row];
     }
-    out->minimum = 0;
+    out->minimum[0] = out->minimum[1] = 0;
+}
+
+static void open_q8h(const void *strip, int64_t block, int row, row_block *out) {
+    const pl_strip_q8h *b = (const pl_strip_q8h *)strip + block / 8;
+    int j = (int)(block % 8);
+    open_codes8(&b->codes[j], row, out->code);
+    for (int half = 0; half < 2; half++) {
+        out->scale[half] = b->d[2 * j + half][row];
+        out->minimum[half] = 0;
+    }
+}
+
+static void open_q2k(const void *strip, int64_t block, int row, row_block *out) {
+    const pl_strip_q2k *b = (const pl_strip_q2k *)strip + block / 8;
+    int j = (int)(block % 8);
+    for (int i = 0; i < 32; i++) out->code[i] = b->codes[j].h2[i / 16][row][i % 4] >> (i / 4 % 4 * 2) & 3;
+    for (int half = 0; half < 2; half++) {
+        out->scale[half] = pl_float_from_f16(b->d[row]) * (float)b->sc[2 * j + half][row];
+        out->minimum[half] = -(pl_float_from_f16(b->dmin[row]) * (float)b->mn[2 * j + half][row]);
+    }
 }
 
 /* sum of code * a over k in [begin, end) of block `b`; at most 32 * 128 * 32767 < 2^31. */
@@ -140,6 +160,14 @@ static int32_t dot(const int16_t *code, const int8_t *q, int64_t k, int32_t plan
         sum += code[j] * a;
     }
     return sum;
+}
+
+/* scale * sum over the k that share a minimum: `offset` itself where those are 32. */
+static float step_offset(const pl_acts *x, const int8_t *q, int steps, int64_t b, int s, int64_t i) {
+    static const int16_t ones[PL_BLOCK] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                           1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    if (steps == 1) return x->offset[i];
+    return x->scale[i] * (float)dot(ones, q, x->k, x->planes, b, s * 16, s * 16 + 16);
 }
 
 /* steps: 1 where a block of 32 has one scale, 2 where each 16 has its own. */
@@ -158,8 +186,8 @@ static inline void matmul_quantised(open_fn open, int steps, int has_minimum, co
                 for (int s = 0; s < steps; s++) {
                     int32_t exact = dot(w.code, q, x->k, x->planes, b, s * 16, s == steps - 1 ? 32 : 16);
                     sum = fmaf((float)exact, w.scale[s] * x->scale[i], sum);
+                    if (has_minimum) sum = fmaf(w.minimum[s], step_offset(x, q, steps, b, s, i), sum);
                 }
-                if (has_minimum) sum = fmaf(w.minimum, x->offset[i], sum);
                 y[c * ldy + row] = sum;
             }
         }
@@ -188,11 +216,13 @@ QUANTISED_MATMUL(q5m, 1, 1)
 QUANTISED_MATMUL(q4k, 1, 1)
 QUANTISED_MATMUL(q5k, 1, 1)
 QUANTISED_MATMUL(q6k, 2, 0)
+QUANTISED_MATMUL(q8h, 2, 0)
+QUANTISED_MATMUL(q2k, 2, 1)
 
 static open_fn *const openers[PL_PACK_COUNT] = {
-    [PL_PACK_Q8] = open_q8,   [PL_PACK_Q8F] = open_q8f, [PL_PACK_Q4] = open_q4,
-    [PL_PACK_Q4M] = open_q4m, [PL_PACK_Q5] = open_q5,   [PL_PACK_Q5M] = open_q5m,
-    [PL_PACK_Q4K] = open_q4k, [PL_PACK_Q5K] = open_q5k, [PL_PACK_Q6K] = open_q6k,
+    [PL_PACK_Q8] = open_q8,   [PL_PACK_Q8F] = open_q8f, [PL_PACK_Q4] = open_q4,   [PL_PACK_Q4M] = open_q4m,
+    [PL_PACK_Q5] = open_q5,   [PL_PACK_Q5M] = open_q5m, [PL_PACK_Q4K] = open_q4k, [PL_PACK_Q5K] = open_q5k,
+    [PL_PACK_Q6K] = open_q6k, [PL_PACK_Q8H] = open_q8h, [PL_PACK_Q2K] = open_q2k,
 };
 
 void pl_strip_row(pl_packing packing, const void *strip, int64_t k, int32_t row, float *out) {
@@ -203,7 +233,7 @@ void pl_strip_row(pl_packing packing, const void *strip, int64_t k, int32_t row,
     for (int64_t b = 0; b < k / PL_BLOCK; b++) {
         row_block w;
         openers[packing](strip, b, row, &w);
-        for (int j = 0; j < PL_BLOCK; j++) *out++ = w.scale[j / 16] * (float)w.code[j] + w.minimum;
+        for (int j = 0; j < PL_BLOCK; j++) *out++ = w.scale[j / 16] * (float)w.code[j] + w.minimum[j / 16];
     }
 }
 
@@ -319,7 +349,9 @@ const pl_kernels pl_kernels_scalar = {
                [PL_PACK_Q5M] = matmul_q5m,
                [PL_PACK_Q4K] = matmul_q4k,
                [PL_PACK_Q5K] = matmul_q5k,
-               [PL_PACK_Q6K] = matmul_q6k},
+               [PL_PACK_Q6K] = matmul_q6k,
+               [PL_PACK_Q8H] = matmul_q8h,
+               [PL_PACK_Q2K] = matmul_q2k},
     .quantize = quantize,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,

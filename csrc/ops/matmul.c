@@ -134,7 +134,7 @@ void pl_matmul(const pl_kernels *kernels, const pl_worker *worker, const pl_matr
         int64_t columns = n - c < step ? n - c : step;
         for (int64_t row = begin; row < end; row += PL_STRIP) {
             const uint8_t *strip = w->strips + row / PL_STRIP * strip_bytes;
-            kernels->matmul[w->packing](strip, x, c, columns, tile, PL_STRIP);
+            pl_matmul_of(kernels, w->packing)(strip, x, c, columns, tile, PL_STRIP);
             deliver(tile, c, columns, row, end - row < PL_STRIP ? end - row : PL_STRIP, y);
         }
     }

@@ -1,5 +1,6 @@
 /* Q8_0, Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32 with one f16 scale, and a minimum in the _1 types. */
 #include "quant/blocks.h"
+#include "quant/pack.h"
 #include "quant/rows.h"
 
 /* Loops over the blocks of a row: `block` is the file's, `strip` the packed one. */
@@ -74,8 +75,7 @@ static void pack_q8_0(const pl_source *source, int64_t row, void *strip, int32_t
     pl_strip_q8 *out = strip;
     FOR_EACH_BLOCK(pl_type_q8_0, pl_block_q8_0) {
         out->d[lane] = pl_load16(block->d);
-        for (int g = 0; g < 8; g++) pl_store32(out->codes.q[g][lane], pl_load32(block->qs + 4 * g) ^ 0x80808080);
-        out++;
+        pl_pack_codes8(&out++->codes, lane, block->qs);
     }
 }
 
