@@ -49,8 +49,8 @@ PL_INLINE void store_bytes(int8_t *q, __m256i low, __m256i high) {
     _mm256_storeu_si256((__m256i *)q, bytes);
 }
 
-/* 32 values of x * inverse as integers, 256 high + low in two planes; returns their sum. */
-PL_INLINE int32_t quantize_block(const __m256 x[4], float inverse, int planes, int8_t *q, int8_t *q_low) {
+/* 32 values of x * inverse as integers, 256 high + low in two planes; minus: what either half sums up to, negated. */
+PL_INLINE void quantize_block(const __m256 x[4], float inverse, int planes, int8_t *q, int32_t minus[2]) {
     __m256i a[4];
     PL_UNROLL for (int i = 0; i < 4; i++) a[i] = round_to_int(_mm256_mul_ps(x[i], _mm256_set1_ps(inverse)));
     __m256i first = _mm256_packs_epi32(a[0], a[1]), second = _mm256_packs_epi32(a[2], a[3]);
@@ -58,19 +58,18 @@ PL_INLINE int32_t quantize_block(const __m256 x[4], float inverse, int planes, i
         const __m256i half = _mm256_set1_epi16(128);
         __m256i high1 = _mm256_srai_epi16(_mm256_add_epi16(first, half), 8);
         __m256i high2 = _mm256_srai_epi16(_mm256_add_epi16(second, half), 8);
-        store_bytes(q_low, _mm256_sub_epi16(first, _mm256_slli_epi16(high1, 8)),
+        store_bytes(q + PL_BLOCK, _mm256_sub_epi16(first, _mm256_slli_epi16(high1, 8)),
                     _mm256_sub_epi16(second, _mm256_slli_epi16(high2, 8)));
         store_bytes(q, high1, high2);
     } else {
         store_bytes(q, first, second);
     }
-    return sum_of_eight(_mm256_add_epi32(_mm256_add_epi32(a[0], a[1]), _mm256_add_epi32(a[2], a[3])));
+    PL_UNROLL for (int i = 0; i < 2; i++) minus[i] = -sum_of_eight(_mm256_add_epi32(a[2 * i], a[2 * i + 1]));
 }
 
-static void quantize_avx2(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset,
-                          int32_t *sum) {
+static void quantize_avx2(const float *x, int64_t k, int32_t planes, int8_t *q, pl_act_block *blocks) {
     const float steps = planes == 2 ? 32512.0f : 127.0f;
-    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += PL_BLOCK) {
+    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += planes * PL_BLOCK) {
         __m256 v[4];
         PL_UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + i * LANES);
         uint32_t bits = largest_magnitude(v);
@@ -79,9 +78,9 @@ static void quantize_avx2(const float *x, int64_t k, int32_t planes, int8_t *q, 
         if (zero) { /* inf * 0 is no zero */
             PL_UNROLL for (int i = 0; i < 4; i++) v[i] = _mm256_setzero_ps();
         }
-        sum[b] = quantize_block(v, zero ? 0.0f : steps / largest, planes, q, q + k);
-        scale[b] = !finite ? NAN : zero ? 0.0f : largest / steps;
-        offset[b] = scale[b] * (float)sum[b];
+        int32_t minus[2];
+        quantize_block(v, zero ? 0.0f : steps / largest, planes, q, minus);
+        blocks[b] = pl_act_block_of(!finite ? NAN : zero ? 0.0f : largest / steps, minus);
     }
 }
 

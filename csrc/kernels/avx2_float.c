@@ -49,12 +49,14 @@ PL_INLINE void clear(int columns, sums sum) {
     PL_UNROLL for (int c = 0; c < columns; c++) sum[c][0] = sum[c][1] = _mm256_setzero_ps();
 }
 
-PL_INLINE void store(int columns, sums sum[CHAINS], float *y, int64_t ldy) {
+PL_INLINE void store(int columns, sums sum[CHAINS], float *y, int64_t ldy, int add) {
     PL_UNROLL for (int c = 0; c < columns; c++) {
         PL_UNROLL for (int half = 0; half < 2; half++) {
             __m256 even = _mm256_add_ps(sum[0][c][half], sum[1][c][half]);
             __m256 odd = _mm256_add_ps(sum[2][c][half], sum[3][c][half]);
-            _mm256_storeu_ps(y + c * ldy + half * ROWS, _mm256_add_ps(even, odd));
+            __m256 total = _mm256_add_ps(even, odd);
+            float *to = y + c * ldy + half * ROWS;
+            _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), total) : total);
         }
     }
 }
@@ -68,7 +70,7 @@ PL_INLINE void prefetch(pl_packing packing, const void *strip, int64_t k) {
     }
 }
 
-PL_INLINE void one_column(pl_packing packing, const void *strip, int64_t k, const float *x, float *y) {
+PL_INLINE void one_column(pl_packing packing, const void *strip, int64_t k, const float *x, float *y, int add) {
     sums sum[CHAINS];
     int64_t i = 0;
     PL_UNROLL for (int chain = 0; chain < CHAINS; chain++) clear(1, sum[chain]);
@@ -81,7 +83,7 @@ PL_INLINE void one_column(pl_packing packing, const void *strip, int64_t k, cons
     PL_UNROLL for (int chain = 0; chain < CHAINS - 1; chain++) {
         if (i + chain < k) step(packing, chain % 2, 1, strip, i + chain, x, 0, sum[chain]);
     }
-    store(1, sum, y, 0);
+    store(1, sum, y, 0, add);
 }
 
 /* ---- several columns -------------------------------------------------------------------------------------------- */
@@ -96,7 +98,7 @@ PL_INLINE void run_chain(pl_packing packing, int odd, int columns, const void *s
 }
 
 PL_INLINE void tile(pl_packing packing, int columns, const void *strip, int64_t k, const float *x, int64_t ld, float *y,
-                    int64_t ldy) {
+                    int64_t ldy, int add) {
     sums sum[CHAINS];
     for (int chain = 0; chain < CHAINS; chain++) clear(columns, sum[chain]);
     for (int64_t from = 0; from < k; from += PIECE) {
@@ -106,7 +108,7 @@ PL_INLINE void tile(pl_packing packing, int columns, const void *strip, int64_t 
             run_chain(packing, 1, columns, strip, from + chain + 1, end, x, ld, sum[chain + 1]);
         }
     }
-    store(columns, sum, y, ldy);
+    store(columns, sum, y, ldy, add);
 }
 
 /* The next tile of `left` columns: six, but nearly equal ones at the end. */
@@ -117,24 +119,28 @@ PL_INLINE int64_t tile_of(int64_t left) {
 }
 
 PL_INLINE void matmul(pl_packing packing, const void *strip, const pl_acts *acts, int64_t first, int64_t n, float *y,
-                      int64_t ldy) {
+                      int64_t ldy, int add) {
     const int64_t k = acts->k, ld = acts->ld;
     const float *x = acts->f + first * ld;
     for (int64_t columns; n > 0; n -= columns, x += columns * ld, y += columns * ldy) {
         columns = tile_of(n);
         switch (columns) {
-            case 1: one_column(packing, strip, k, x, y); break;
-            case 2: tile(packing, 2, strip, k, x, ld, y, ldy); break;
-            case 3: tile(packing, 3, strip, k, x, ld, y, ldy); break;
-            case 4: tile(packing, 4, strip, k, x, ld, y, ldy); break;
-            default: tile(packing, 6, strip, k, x, ld, y, ldy); break;
+            case 1: one_column(packing, strip, k, x, y, add); break;
+            case 2: tile(packing, 2, strip, k, x, ld, y, ldy, add); break;
+            case 3: tile(packing, 3, strip, k, x, ld, y, ldy, add); break;
+            case 4: tile(packing, 4, strip, k, x, ld, y, ldy, add); break;
+            default: tile(packing, 6, strip, k, x, ld, y, ldy, add); break;
         }
     }
 }
 
 #define MATMUL(type, packing) \
-    void pl_avx2_matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul(packing, strip, x, first, n, y, ldy); \
+    void pl_avx2_matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, \
+                               float *y, int64_t ldy, int add) { \
+        const char *strip = strips; \
+        for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) { \
+            matmul(packing, strip, x, first, n, y, ldy, add); \
+        } \
     }
 MATMUL(f32, PL_PACK_F32)
 MATMUL(f16, PL_PACK_F16)

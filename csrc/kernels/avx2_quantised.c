@@ -141,11 +141,15 @@ PL_INLINE __m256i codes_group(int bits, int group, int row, const void *codes) {
 /* ---- activations of one block, for `columns` columns ------------------------------------------------------------ */
 
 typedef struct acts_block {
-    const int8_t *q; /* of column 0; column c at q + c * planes * k, its low plane k further */
-    int64_t k, blocks;
-    const float *scale, *offset; /* of column 0; column c at [c * blocks] */
-    const int32_t *sum;
+    const int8_t *q; /* (planes, 32) of column 0; column c at q + c * ldq */
+    int64_t ldq, blocks;
+    const pl_act_block *a; /* of column 0; column c at a + c * blocks */
 } acts_block;
+
+/* Vector v is plane v % planes of column v / planes. */
+PL_INLINE const int8_t *vector_of(int planes, const acts_block *x, int v) {
+    return x->q + v / planes * x->ldq + v % planes * PL_BLOCK;
+}
 
 /* Pairs of int16 made from q once per block, to be broadcast. */
 typedef struct acts_pairs {
@@ -163,10 +167,10 @@ PL_INLINE __m256i low_bytes(__m256i x) { return _mm256_srai_epi16(_mm256_slli_ep
 
 PL_INLINE void split_words(int planes, int columns, const acts_block *x, acts_pairs *pairs) {
     PL_UNROLL for (int c = 0; c < columns; c++) {
-        __m256i high = load(x->q + c * planes * x->k);
+        __m256i high = load(x->q + c * x->ldq);
         __m256i even = low_bytes(high), odd = _mm256_srai_epi16(high, 8);
         if (planes == 2) {
-            __m256i low = load(x->q + (c * planes + 1) * x->k), top = _mm256_set1_epi16(-256);
+            __m256i low = load(x->q + c * x->ldq + PL_BLOCK), top = _mm256_set1_epi16(-256);
             even = _mm256_add_epi16(_mm256_slli_epi16(high, 8), low_bytes(low));
             odd = _mm256_add_epi16(_mm256_and_si256(high, top), _mm256_srai_epi16(low, 8));
         }
@@ -176,9 +180,9 @@ PL_INLINE void split_words(int planes, int columns, const acts_block *x, acts_pa
 }
 
 /* In int16: -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512. */
-PL_INLINE void sum_bias(int vectors, const acts_block *x, acts_pairs *pairs) {
+PL_INLINE void sum_bias(int planes, int vectors, const acts_block *x, acts_pairs *pairs) {
     PL_UNROLL for (int v = 0; v < vectors; v++) {
-        __m256i sum = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load(x->q + v * x->k));
+        __m256i sum = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load(vector_of(planes, x, v)));
         sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0x4e));
         store_pairs(pairs->bias[v], _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0xb1)));
     }
@@ -205,12 +209,12 @@ PL_INLINE __m256i pinned(__m256i sum) {
  *   4 bits: 15 * 128 * 2 * 8 groups = 30720;   5 bits: 31 * 128 * 2 * 4 groups = 31744
  *   6 bits: 63 * 128 * 2 = 16128 in one group; four groups sum (32 - code) * a, a bias of 32 a to begin with, and
  *   stay all the way from -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512. */
-PL_INLINE void sum_groups(int bits, int vectors, int from, int to, const void *codes, const acts_block *x,
+PL_INLINE void sum_groups(int bits, int planes, int vectors, int from, int to, const void *codes, const acts_block *x,
                           const acts_pairs *pairs, dots sum) {
     PL_UNROLL for (int g = from; g < to; g++) {
         __m256i w[HALVES] = {codes_group(bits, g, 0, codes), codes_group(bits, g, ROWS, codes)};
         PL_UNROLL for (int v = 0; v < vectors; v++) {
-            __m256i a = broadcast(x->q + v * x->k + 4 * g);
+            __m256i a = broadcast(vector_of(planes, x, v) + 4 * g);
             PL_UNROLL for (int i = 0; i < HALVES; i++) {
                 __m256i products = _mm256_maddubs_epi16(w[i], a);
                 if (bits == 6) {
@@ -244,7 +248,7 @@ PL_INLINE void dot_bytes(int bits, int planes, int columns, int step, const void
     const int at_once = bits == 4 ? 8 : 4, from = 4 * step, to = bits == 6 ? from + 4 : GROUPS;
     PL_UNROLL for (int g = from; g < to; g += at_once) {
         dots sum;
-        sum_groups(bits, planes * columns, g, g + at_once, codes, x, pairs, sum);
+        sum_groups(bits, planes, planes * columns, g, g + at_once, codes, x, pairs, sum);
         widen(bits, planes, columns, g > from, sum, dot);
     }
 }
@@ -273,9 +277,9 @@ PL_INLINE void dot_words(int columns, const void *codes, const acts_pairs *pairs
 /* ---- one block, one tile, one strip ----------------------------------------------------------------------------- */
 
 /* dot - bias * sum, where the dot has left the bias in. */
-PL_INLINE __m256i unbiased(pl_packing packing, __m256i dot, const int32_t *sum) {
+PL_INLINE __m256i unbiased(pl_packing packing, __m256i dot, const pl_act_block *a) {
     if (log2_bias_of(packing) < 0) return dot;
-    return _mm256_sub_epi32(dot, _mm256_slli_epi32(broadcast(sum), log2_bias_of(packing)));
+    return _mm256_add_epi32(dot, _mm256_slli_epi32(broadcast(&a->minus_sum), log2_bias_of(packing)));
 }
 
 /* y = fma(dot, scale_w scale_x, y) for one step of a block. */
@@ -284,8 +288,9 @@ PL_INLINE void add_scaled(pl_packing packing, int columns, int step, const void 
     PL_UNROLL for (int i = 0; i < HALVES; i++) {
         __m256 scale = scale_of(packing, step, i * ROWS, block, j);
         PL_UNROLL for (int c = 0; c < columns; c++) {
-            __m256 s = _mm256_cvtepi32_ps(unbiased(packing, dot[c][i], &x->sum[c * x->blocks]));
-            __m256 both = _mm256_mul_ps(scale, _mm256_broadcast_ss(&x->scale[c * x->blocks]));
+            const pl_act_block *a = x->a + c * x->blocks;
+            __m256 s = _mm256_cvtepi32_ps(unbiased(packing, dot[c][i], a));
+            __m256 both = _mm256_mul_ps(scale, _mm256_broadcast_ss(&a->scale));
             y[c][i] = _mm256_fmadd_ps(s, both, y[c][i]);
         }
     }
@@ -294,7 +299,7 @@ PL_INLINE void add_scaled(pl_packing packing, int columns, int step, const void 
 PL_INLINE void add_minimum(pl_packing packing, int columns, const void *block, int j, const acts_block *x, sums y) {
     PL_UNROLL for (int i = 0; i < HALVES; i++) {
         PL_UNROLL for (int c = 0; c < columns; c++) {
-            __m256 offset = _mm256_broadcast_ss(&x->offset[c * x->blocks]);
+            __m256 offset = _mm256_broadcast_ss(&x->a[c * x->blocks].offset);
             y[c][i] = minimum_step(packing, i * ROWS, block, j, offset, y[c][i]);
         }
     }
@@ -306,7 +311,7 @@ PL_INLINE void add_block(pl_packing packing, int planes, int columns, const void
     const void *codes = codes_of(packing, block, j);
     acts_pairs pairs;
     if (bits == 8) split_words(planes, columns, x, &pairs);
-    if (bits == 6) sum_bias(columns * planes, x, &pairs);
+    if (bits == 6) sum_bias(planes, columns * planes, x, &pairs);
     PL_UNROLL for (int step = 0; step < steps; step++) {
         dots dot;
         if (bits == 8) dot_words(columns, codes, &pairs, dot);
@@ -320,55 +325,56 @@ PL_INLINE void prefetch(int64_t bytes, const void *p) {
     PL_UNROLL for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
 }
 
-PL_INLINE void start(const pl_acts *x, int64_t column, acts_block *first) {
-    first->k = x->k;
-    first->blocks = x->k / PL_BLOCK;
-    first->q = x->q + column * x->planes * x->k;
-    first->scale = x->scale + column * first->blocks;
-    first->offset = x->offset + column * first->blocks;
-    first->sum = x->sum + column * first->blocks;
+PL_INLINE acts_block start(const pl_acts *x, int64_t column) {
+    int64_t blocks = x->k / PL_BLOCK;
+    return (acts_block){x->q + column * x->ldq, x->ldq, blocks, x->blocks + column * blocks};
 }
 
-PL_INLINE void advance(acts_block *x) {
-    x->q += PL_BLOCK;
-    x->scale++;
-    x->offset++;
-    x->sum++;
+PL_INLINE void advance(int planes, acts_block *x) {
+    x->q += planes * PL_BLOCK;
+    x->a++;
+}
+
+PL_INLINE void put(float *y, __m256 sum, int add) {
+    _mm256_storeu_ps(y, add ? _mm256_add_ps(_mm256_loadu_ps(y), sum) : sum);
 }
 
 PL_INLINE void tile(pl_packing packing, int planes, int columns, const void *strip, const pl_acts *acts, int64_t column,
-                    float *out, int64_t ldy) {
+                    float *out, int64_t ldy, int add) {
     const int parts = is_nested(packing) ? 8 : 1;
     const int64_t bytes = struct_bytes(packing);
-    acts_block x;
+    acts_block x = start(acts, column);
     sums y;
-    start(acts, column, &x);
     PL_UNROLL for (int c = 0; c < columns; c++) y[c][0] = y[c][1] = _mm256_setzero_ps();
     for (const char *block = strip, *end = block + x.blocks / parts * bytes; block < end; block += bytes) {
-        for (int j = 0; j < parts; j++, advance(&x)) {
+        for (int j = 0; j < parts; j++, advance(planes, &x)) {
             if (columns == 1) prefetch(bytes / parts, block + j * (bytes / parts));
             add_block(packing, planes, columns, block, j, &x, y);
         }
     }
     PL_UNROLL for (int c = 0; c < columns; c++) {
-        _mm256_storeu_ps(out + c * ldy, y[c][0]);
-        _mm256_storeu_ps(out + c * ldy + ROWS, y[c][1]);
+        put(out + c * ldy, y[c][0], add);
+        put(out + c * ldy + ROWS, y[c][1], add);
     }
 }
 
 PL_INLINE void matmul(pl_packing packing, int planes, const void *strip, const pl_acts *x, int64_t first, int64_t n,
-                      float *y, int64_t ldy) {
+                      float *y, int64_t ldy, int add) {
     const int most = bits_of(packing) == 8 ? MAX_VECTORS : MAX_VECTORS / planes;
     int64_t c = 0;
-    for (; most == 4 && c + 4 <= n; c += 4) tile(packing, planes, 4, strip, x, first + c, y + c * ldy, ldy);
-    for (; c + 2 <= n; c += 2) tile(packing, planes, 2, strip, x, first + c, y + c * ldy, ldy);
-    if (c < n) tile(packing, planes, 1, strip, x, first + c, y + c * ldy, ldy);
+    for (; most == 4 && c + 4 <= n; c += 4) tile(packing, planes, 4, strip, x, first + c, y + c * ldy, ldy, add);
+    for (; c + 2 <= n; c += 2) tile(packing, planes, 2, strip, x, first + c, y + c * ldy, ldy, add);
+    if (c < n) tile(packing, planes, 1, strip, x, first + c, y + c * ldy, ldy, add);
 }
 
 #define MATMUL(type, packing) \
-    void pl_avx2_matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        if (x->planes == 2) matmul(packing, 2, strip, x, first, n, y, ldy); \
-        else matmul(packing, 1, strip, x, first, n, y, ldy); \
+    void pl_avx2_matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, \
+                               float *y, int64_t ldy, int add) { \
+        const char *strip = strips; \
+        for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) { \
+            if (x->planes == 2) matmul(packing, 2, strip, x, first, n, y, ldy, add); \
+            else matmul(packing, 1, strip, x, first, n, y, ldy, add); \
+        } \
     }
 MATMUL(q8, PL_PACK_Q8)
 MATMUL(q8f, PL_PACK_Q8F)

@@ -10,22 +10,21 @@ PL_TARGET_BEGIN(PL_AVX512_TARGET)
 
 /* ---- activations ------------------------------------------------------------------------------------------------- */
 
-/* 16 of a into their planes at q, k apart. */
-PL_INLINE void store_codes(__m512i a, int planes, int8_t *q, int64_t k) {
+/* 16 of a into their planes at q, a block apart. */
+PL_INLINE void store_codes(__m512i a, int planes, int8_t *q) {
     __m512i high = a;
     if (planes == 2) {
         high = _mm512_srai_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(128)), 8);
         __m512i low = _mm512_sub_epi32(a, _mm512_slli_epi32(high, 8));
-        _mm_storeu_si128((__m128i *)(q + k), _mm512_cvtepi32_epi8(low));
+        _mm_storeu_si128((__m128i *)(q + PL_BLOCK), _mm512_cvtepi32_epi8(low));
     }
     _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(high));
 }
 
-static void quantize_avx512(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset,
-                            int32_t *sum) {
+static void quantize_avx512(const float *x, int64_t k, int32_t planes, int8_t *q, pl_act_block *blocks) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     const float steps = planes == 2 ? 32512.0f : 127.0f;
-    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += PL_BLOCK) {
+    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += planes * PL_BLOCK) {
         __m512 x0 = _mm512_loadu_ps(x), x1 = _mm512_loadu_ps(x + 16);
         __m512i m0 = _mm512_and_si512(_mm512_castps_si512(x0), magnitude);
         __m512i m1 = _mm512_and_si512(_mm512_castps_si512(x1), magnitude);
@@ -36,11 +35,10 @@ static void quantize_avx512(const float *x, int64_t k, int32_t planes, int8_t *q
         __m512 inverse = _mm512_set1_ps(steps / largest);
         __m512i a0 = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(keep, x0, inverse));
         __m512i a1 = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(keep, x1, inverse));
-        store_codes(a0, planes, q, k);
-        store_codes(a1, planes, q + 16, k);
-        scale[b] = !finite ? NAN : zero ? 0.0f : largest / steps;
-        sum[b] = _mm512_reduce_add_epi32(_mm512_add_epi32(a0, a1));
-        offset[b] = scale[b] * (float)sum[b];
+        store_codes(a0, planes, q);
+        store_codes(a1, planes, q + 16);
+        const int32_t minus[2] = {-_mm512_reduce_add_epi32(a0), -_mm512_reduce_add_epi32(a1)};
+        blocks[b] = pl_act_block_of(!finite ? NAN : zero ? 0.0f : largest / steps, minus);
     }
 }
 

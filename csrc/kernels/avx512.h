@@ -23,6 +23,10 @@ PL_TARGET_BEGIN(PL_AVX512_TARGET)
 
 PL_INLINE __m512 pl_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 
+PL_INLINE void pl_put(float *y, __m512 sum, int add) {
+    _mm512_storeu_ps(y, add ? _mm512_add_ps(_mm512_loadu_ps(y), sum) : sum);
+}
+
 PL_INLINE __m512 pl_negate(__m512 x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
 
 /* The lines of `bytes` (a constant) from p on, 4 KB ahead: the hardware alone loses a stream that has several fields.

@@ -28,7 +28,7 @@ PL_INLINE void add_products(pl_packing packing, int cols, const uint8_t *four, i
 }
 
 PL_INLINE void tile(pl_packing packing, int cols, const uint8_t *strip, const float *f, int64_t ld, int64_t k, float *y,
-                    int64_t ldy) {
+                    int64_t ldy, int add) {
     const float *base[2] = {f, cols > 3 ? f + 3 * ld : f};
     __m512 sum[MOST_COLUMNS][4];
     PL_UNROLL
@@ -45,21 +45,21 @@ PL_INLINE void tile(pl_packing packing, int cols, const uint8_t *strip, const fl
     PL_UNROLL
     for (int c = 0; c < cols; c++) {
         __m512 s01 = _mm512_add_ps(sum[c][0], sum[c][1]), s23 = _mm512_add_ps(sum[c][2], sum[c][3]);
-        _mm512_storeu_ps(y + c * ldy, _mm512_add_ps(s01, s23));
+        pl_put(y + c * ldy, _mm512_add_ps(s01, s23), add);
     }
 }
 
 PL_INLINE void matmul(pl_packing packing, const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y,
-                      int64_t ldy) {
+                      int64_t ldy, int add) {
     const float *f = x->f + first * x->ld;
     PL_FOR_TILES(cols, MOST_COLUMNS, n) {
         switch (cols) {
-            case 1: tile(packing, 1, strip, f, x->ld, x->k, y, ldy); break;
-            case 2: tile(packing, 2, strip, f, x->ld, x->k, y, ldy); break;
-            case 3: tile(packing, 3, strip, f, x->ld, x->k, y, ldy); break;
-            case 4: tile(packing, 4, strip, f, x->ld, x->k, y, ldy); break;
-            case 5: tile(packing, 5, strip, f, x->ld, x->k, y, ldy); break;
-            case 6: tile(packing, 6, strip, f, x->ld, x->k, y, ldy); break;
+            case 1: tile(packing, 1, strip, f, x->ld, x->k, y, ldy, add); break;
+            case 2: tile(packing, 2, strip, f, x->ld, x->k, y, ldy, add); break;
+            case 3: tile(packing, 3, strip, f, x->ld, x->k, y, ldy, add); break;
+            case 4: tile(packing, 4, strip, f, x->ld, x->k, y, ldy, add); break;
+            case 5: tile(packing, 5, strip, f, x->ld, x->k, y, ldy, add); break;
+            case 6: tile(packing, 6, strip, f, x->ld, x->k, y, ldy, add); break;
         }
         f += cols * x->ld;
         y += cols * ldy;
@@ -67,9 +67,12 @@ PL_INLINE void matmul(pl_packing packing, const void *strip, const pl_acts *x, i
 }
 
 #define FLOAT_MATMUL(type, packing) \
-    void pl_avx512_matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, \
-                                 int64_t ldy) { \
-        matmul(packing, strip, x, first, n, y, ldy); \
+    void pl_avx512_matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, \
+                                 float *y, int64_t ldy, int add) { \
+        const char *strip = strips; \
+        for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) { \
+            matmul(packing, strip, x, first, n, y, ldy, add); \
+        } \
     }
 FLOAT_MATMUL(f32, PL_PACK_F32)
 FLOAT_MATMUL(f16, PL_PACK_F16)

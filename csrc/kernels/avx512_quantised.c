@@ -1,8 +1,9 @@
-/* Quantised weights with AVX-512 and VNNI: a tile is one strip and a few columns, its sums in registers over all of k.
+/* Quantised weights with AVX-512 and VNNI: a tile is one or two strips and a few columns, its sums in registers over all
+ * of k.
  *
- * Every tile is an instance of one template, in which the packing, the planes and the number of columns are constants.
- * vpdpbusd wants unsigned codes, so the codes of a type without a minimum are stored a power of two too high; the sum
- * of the activations takes that back, exactly, for it is all integers. */
+ * Every tile is an instance of one template, in which the packing, the planes and the numbers of strips and columns are
+ * constants. vpdpbusd wants unsigned codes, so the codes of a type without a minimum are stored a power of two too high;
+ * sums start at what that makes too much of, negated: exact, for it is all integers. */
 #if defined(__x86_64__)
 #include <stddef.h>
 #include <string.h>
@@ -33,11 +34,6 @@ PL_INLINE int blocks_of(shape t) { return t.scales >= SCALE_K ? 8 : 1; }
 
 PL_INLINE int steps_of(shape t) { return t.scales == SCALE_Q6K ? 2 : 1; }
 
-typedef struct block {
-    const uint8_t *codes;
-    __m512 scale[2], minimum; /* as many as the shape has */
-} block;
-
 PL_INLINE __m512 load_u8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
@@ -46,22 +42,33 @@ PL_INLINE __m512 load_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 
-/* Block j of the struct at `strip`. */
-PL_INLINE block open_block(shape t, const uint8_t *strip, int j) {
-    __m512 d = t.scales == SCALE_F32 ? _mm512_loadu_ps(strip) : pl_load_f16(strip);
-    block w = {strip + t.bytes - (blocks_of(t) - j) * (t.bits * 64), {d, d}, d};
-    if (t.scales == SCALE_F16 && t.minimum) w.minimum = pl_load_f16(strip + offsetof(pl_strip_q4m, m));
-    if (t.scales == SCALE_K) {
-        const pl_strip_q4k *s = (const pl_strip_q4k *)strip; /* Q5_K begins with the same fields */
-        w.scale[0] = _mm512_mul_ps(d, load_u8(s->sc[j]));
-        w.minimum = pl_negate(_mm512_mul_ps(pl_load_f16(s->dmin), load_u8(s->mn[j])));
-    }
-    if (t.scales == SCALE_Q6K) {
-        const pl_strip_q6k *s = (const pl_strip_q6k *)strip;
-        w.scale[0] = _mm512_mul_ps(d, load_i8(s->sc[2 * j]));
-        w.scale[1] = _mm512_mul_ps(d, load_i8(s->sc[2 * j + 1]));
-    }
-    return w;
+/* Block j of a struct of the strip. What is needed only after the dots is read only then: registers are dear. */
+typedef struct block {
+    const uint8_t *at; /* the struct */
+    int j;
+} block;
+
+PL_INLINE const uint8_t *codes_of(shape t, block w) { return w.at + t.bytes - (blocks_of(t) - w.j) * (t.bits * 64); }
+
+/* Of the 16 rows; s: the half of the block, which only Q6_K tells apart. */
+PL_INLINE __m512 scale_of(shape t, block w, int s) {
+    if (t.scales == SCALE_F32) return _mm512_loadu_ps(w.at);
+    __m512 d = pl_load_f16(w.at);
+    if (t.scales == SCALE_K) return _mm512_mul_ps(d, load_u8(((const pl_strip_q4k *)w.at)->sc[w.j]));
+    if (t.scales == SCALE_Q6K) return _mm512_mul_ps(d, load_i8(((const pl_strip_q6k *)w.at)->sc[2 * w.j + s]));
+    return d;
+}
+
+/* Q5_K begins with the fields of Q4_K, Q5_1 with those of Q4_1. */
+PL_INLINE __m512 minimum_of(shape t, block w) {
+    if (t.scales == SCALE_F16) return pl_load_f16(((const pl_strip_q4m *)w.at)->m);
+    const pl_strip_q4k *k = (const pl_strip_q4k *)w.at; /* a minimum is -(dmin mn) there: for add_minimum to subtract */
+    return _mm512_mul_ps(pl_load_f16(k->dmin), load_u8(k->mn[w.j]));
+}
+
+PL_INLINE __m512 add_minimum(shape t, __m512 minimum, const pl_act_block *x, __m512 y) {
+    const __m512 offset = _mm512_set1_ps(x->offset);
+    return t.scales == SCALE_K ? _mm512_fnmadd_ps(minimum, offset, y) : _mm512_fmadd_ps(minimum, offset, y);
 }
 
 /* x moved left by n bits, right if n < 0; what crosses the border of a byte is for the caller to mask. */
@@ -84,153 +91,174 @@ PL_INLINE __m512i group(int bits, const uint8_t *codes, int g) {
 
 /* ---- the columns of a tile --------------------------------------------------------------------------------------- */
 
-enum { MOST_COLUMNS = 6, BASES = (MOST_COLUMNS + 2) / 3 };
+enum { MOST_STRIPS = 2, MOST_COLUMNS = 6, BASES = (MOST_COLUMNS + 2) / 3 };
 
-/* The activations of a tile from one block on. Row i of q, a plane of a column, is base i / 3 plus 0, 1 or 2 strides,
- * addresses the processor forms itself: pointers to all rows would not fit the registers. Columns likewise. */
+/* The activations of a tile from one block on. Column c is base c / 3 plus 0, 1 or 2 strides, addresses the processor
+ * forms itself: pointers to all columns would not fit the registers. */
 typedef struct columns {
-    const int8_t *q[2 * BASES];
-    const float *scale[BASES], *offset[BASES];
-    const int32_t *sum[BASES];
-    int64_t k, blocks; /* the strides */
+    const int8_t *q[BASES];
+    const pl_act_block *block[BASES];
+    int64_t ldq, blocks; /* the strides */
 } columns;
 
-/* Bases that a narrow tile has no rows for stay within the activations. */
-PL_INLINE columns columns_at(const pl_acts *x, int64_t first, int planes, int cols) {
-    columns at = {.k = x->k, .blocks = x->k / PL_BLOCK};
-    PL_UNROLL
-    for (int i = 0; i < 2 * BASES; i++) at.q[i] = x->q + (first * planes + (i * 3 < cols * planes ? i * 3 : 0)) * at.k;
+/* A base that a narrow tile has no columns for stays within the activations. */
+PL_INLINE columns columns_at(const pl_acts *x, int64_t first, int cols) {
+    columns at = {.ldq = x->ldq, .blocks = x->k / PL_BLOCK};
     PL_UNROLL
     for (int i = 0; i < BASES; i++) {
-        const int64_t skip = (first + (i * 3 < cols ? i * 3 : 0)) * at.blocks;
-        at.scale[i] = x->scale + skip;
-        at.offset[i] = x->offset + skip;
-        at.sum[i] = x->sum + skip;
+        const int64_t c = first + (i * 3 < cols ? i * 3 : 0);
+        at.q[i] = x->q + c * at.ldq;
+        at.block[i] = x->blocks + c * at.blocks;
     }
     return at;
 }
 
-PL_INLINE columns next_block(columns at) {
+PL_INLINE columns next_block(columns at, int planes) {
     PL_UNROLL
-    for (int i = 0; i < 2 * BASES; i++) at.q[i] += PL_BLOCK;
-    PL_UNROLL
-    for (int i = 0; i < BASES; i++) at.scale[i]++, at.offset[i]++, at.sum[i]++;
+    for (int i = 0; i < BASES; i++) at.q[i] += planes * PL_BLOCK, at.block[i]++;
     return at;
 }
 
-PL_INLINE const int8_t *row_of(const columns *at, int row) { return at->q[row / 3] + row % 3 * at->k; }
-
-/* What the offset of the codes adds to each of the 16 half blocks of 256 k, in order: 2^offset sum a. */
-PL_INLINE __m512i half_excess(int offset, int planes, const int8_t *q, int64_t k) {
-    const __m512i ones = _mm512_set1_epi8(1);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i s[4]; /* four lanes to a half block */
-    PL_UNROLL
-    for (int i = 0; i < 4; i++) {
-        s[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, _mm512_loadu_si512(q + 64 * i));
-        if (planes == 1) continue;
-        s[i] = _mm512_dpbusd_epi32(_mm512_slli_epi32(s[i], 8), ones, _mm512_loadu_si512(q + k + 64 * i));
-    }
-    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[0], s[1]));
-    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]), _mm512_unpackhi_epi32(s[2], s[3]));
-    __m512i abcd = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    return _mm512_slli_epi32(_mm512_permutexvar_epi32(order, abcd), (unsigned)offset);
+PL_INLINE __m512i four_of(const columns *at, int c, int plane, int g) {
+    int32_t four;
+    memcpy(&four, at->q[c / 3] + c % 3 * at->ldq + plane * PL_BLOCK + 4 * g, sizeof four);
+    return _mm512_set1_epi32(four);
 }
 
-PL_INLINE void store_excess(shape t, int planes, int cols, const columns *at, int32_t *excess) {
-    PL_UNROLL
-    for (int c = 0; c < cols; c++) {
-        _mm512_storeu_si512(excess + 16 * c, half_excess(t.offset, planes, row_of(at, c * planes), at->k));
-    }
-}
+PL_INLINE const pl_act_block *block_of(const columns *at, int c) { return at->block[c / 3] + c % 3 * at->blocks; }
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------- */
 
-/* sum[c][plane] = codes * a over the k that share scale s of the block. */
-PL_INLINE void dots(shape t, int planes, int cols, const block *w, int s, const columns *at, __m512i (*sum)[2]) {
+typedef __m512i tile_dots[MOST_STRIPS][MOST_COLUMNS][2]; /* of either plane */
+typedef __m512 tile_sums[MOST_STRIPS][MOST_COLUMNS];
+
+/* What a sum starts from: minus what the offset of the codes makes too much of. */
+PL_INLINE __m512i start_of(shape t, int s, const pl_act_block *x) {
+    if (!t.offset) return _mm512_setzero_si512();
+    int32_t minus = steps_of(t) == 2 ? x->minus_half[s] : x->minus_sum;
+    return _mm512_slli_epi32(_mm512_set1_epi32(minus), (unsigned)t.offset);
+}
+
+/* sum = codes * a over the k that share scale s of the block, for each strip, column and plane. */
+PL_INLINE void dots(shape t, int planes, int strips, int cols, const block *w, int s, const columns *at,
+                    tile_dots sum) {
     PL_UNROLL
-    for (int i = 0; i < cols * 2; i++) sum[i / 2][i % 2] = _mm512_setzero_si512();
+    for (int i = 0; i < strips * cols; i++) {
+        sum[i / cols][i % cols][0] = _mm512_setzero_si512();
+        sum[i / cols][i % cols][planes - 1] = start_of(t, s, block_of(at, i % cols));
+    }
     PL_UNROLL
     for (int i = 0; i < 8 / steps_of(t); i++) {
         int g = steps_of(t) == 2 ? s * 4 + i : i % 2 * 4 + i / 2; /* where free: the two nibbles of a byte in turn */
-        __m512i codes = group(t.bits, w->codes, g);
+        __m512i codes[MOST_STRIPS];
         PL_UNROLL
-        for (int r = 0; r < cols * planes; r++) {
-            int32_t four;
-            memcpy(&four, row_of(at, r) + 4 * g, sizeof four);
-            __m512i *to = &sum[r / planes][r % planes];
-            *to = _mm512_dpbusd_epi32(*to, codes, _mm512_set1_epi32(four));
-        }
-    }
-}
-
-/* y = fma(S, scale_w scale_x, y) for each column. excess: of column c at 16 c + s, where steps_of is 2. */
-PL_INLINE void step(shape t, int planes, int cols, const block *w, int s, const columns *at, const int32_t *excess,
-                    __m512 *y) {
-    __m512i sum[MOST_COLUMNS][2];
-    dots(t, planes, cols, w, s, at, sum);
-    PL_UNROLL
-    for (int c = 0; c < cols; c++) {
-        const int64_t stride = c % 3 * at->blocks;
-        __m512i exact = planes == 2 ? _mm512_add_epi32(_mm512_slli_epi32(sum[c][0], 8), sum[c][1]) : sum[c][0];
-        if (steps_of(t) == 2) {
-            exact = _mm512_sub_epi32(exact, _mm512_set1_epi32(excess[16 * c + s]));
-        } else if (t.offset) {
-            __m512i a = _mm512_set1_epi32(at->sum[c / 3][stride]);
-            exact = _mm512_sub_epi32(exact, _mm512_slli_epi32(a, (unsigned)t.offset));
-        }
-        __m512 scale = _mm512_mul_ps(w->scale[s], _mm512_set1_ps(at->scale[c / 3][stride]));
-        y[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, y[c]);
-        if (t.minimum) y[c] = _mm512_fmadd_ps(w->minimum, _mm512_set1_ps(at->offset[c / 3][stride]), y[c]);
-    }
-}
-
-PL_INLINE void tile(shape t, int planes, int cols, const uint8_t *strip, const pl_acts *x, int64_t first, float *y,
-                    int64_t ldy) {
-    columns at = columns_at(x, first, planes, cols);
-    int32_t excess[MOST_COLUMNS * 16];
-    __m512 sum[MOST_COLUMNS];
-    PL_UNROLL
-    for (int c = 0; c < cols; c++) sum[c] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < at.blocks; b += blocks_of(t), strip += t.bytes) {
-        if (steps_of(t) == 2) store_excess(t, planes, cols, &at, excess);
-        for (int j = 0; j < blocks_of(t); j++, at = next_block(at)) {
-            block w = open_block(t, strip, j);
-            pl_prefetch(strip + t.bytes / blocks_of(t) * j, t.bytes / blocks_of(t));
+        for (int r = 0; r < strips; r++) codes[r] = group(t.bits, codes_of(t, w[r]), g);
+        PL_UNROLL
+        for (int c = 0; c < cols * planes; c++) {
+            __m512i a = four_of(at, c / planes, c % planes, g);
             PL_UNROLL
-            for (int s = 0; s < steps_of(t); s++) step(t, planes, cols, &w, s, &at, excess + 2 * j, sum);
+            for (int r = 0; r < strips; r++) {
+                __m512i *to = &sum[r][c / planes][c % planes];
+                *to = _mm512_dpbusd_epi32(*to, codes[r], a);
+            }
+        }
+    }
+}
+
+/* y = fma(S, scale_w scale_x, y), then y = fma(minimum, offset, y), for each strip and column. */
+PL_INLINE void step(shape t, int planes, int strips, int cols, const block *w, int s, const columns *at, tile_sums y) {
+    tile_dots sum;
+    dots(t, planes, strips, cols, w, s, at, sum);
+    PL_UNROLL
+    for (int r = 0; r < strips; r++) {
+        const __m512 scale = scale_of(t, w[r], s);
+        PL_UNROLL
+        for (int c = 0; c < cols; c++) {
+            __m512i exact = sum[r][c][planes - 1];
+            if (planes == 2) exact = _mm512_add_epi32(_mm512_slli_epi32(sum[r][c][0], 8), exact);
+            __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(block_of(at, c)->scale));
+            y[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), both, y[r][c]);
+        }
+        if (!t.minimum) continue;
+        const __m512 minimum = minimum_of(t, w[r]);
+        PL_UNROLL
+        for (int c = 0; c < cols; c++) { y[r][c] = add_minimum(t, minimum, block_of(at, c), y[r][c]); }
+    }
+}
+
+PL_INLINE void tile(shape t, int planes, int strips, int cols, const uint8_t *strip, const pl_acts *x, int64_t first,
+                    float *y, int64_t ldy, int add) {
+    const int64_t stride = x->k / PL_BLOCK / blocks_of(t) * t.bytes;
+    columns at = columns_at(x, first, cols);
+    tile_sums sum;
+    PL_UNROLL
+    for (int i = 0; i < strips * cols; i++) sum[i / cols][i % cols] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < at.blocks; b += blocks_of(t), strip += t.bytes) {
+        for (int j = 0; j < blocks_of(t); j++, at = next_block(at, planes)) {
+            block w[MOST_STRIPS];
+            PL_UNROLL
+            for (int r = 0; r < strips; r++) {
+                w[r] = (block){strip + r * stride, j};
+                pl_prefetch(strip + r * stride + t.bytes / blocks_of(t) * j, t.bytes / blocks_of(t));
+            }
+            PL_UNROLL
+            for (int s = 0; s < steps_of(t); s++) step(t, planes, strips, cols, w, s, &at, sum);
         }
     }
     PL_UNROLL
-    for (int c = 0; c < cols; c++) _mm512_storeu_ps(y + c * ldy, sum[c]);
+    for (int i = 0; i < strips * cols; i++)
+        pl_put(y + i % cols * ldy + i / cols * PL_STRIP, sum[i / cols][i % cols], add);
 }
 
 /* ---- instances --------------------------------------------------------------------------------------------------- */
 
-PL_INLINE void matmul(shape t, int planes, const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y,
-                      int64_t ldy) {
-    PL_FOR_TILES(cols, MOST_COLUMNS, n) {
+/* All columns of one strip or two, in tiles whose sums fit the registers. */
+PL_INLINE void columns_of_strips(shape t, int planes, int strips, int most, const uint8_t *strip, const pl_acts *x,
+                                 int64_t first, int64_t n, float *y, int64_t ldy, int add) {
+    PL_FOR_TILES(cols, most, n) {
         switch (cols) {
-            case 1: tile(t, planes, 1, strip, x, first, y, ldy); break;
-            case 2: tile(t, planes, 2, strip, x, first, y, ldy); break;
-            case 3: tile(t, planes, 3, strip, x, first, y, ldy); break;
-            case 4: tile(t, planes, 4, strip, x, first, y, ldy); break;
-            case 5: tile(t, planes, 5, strip, x, first, y, ldy); break;
-            case 6: tile(t, planes, 6, strip, x, first, y, ldy); break;
+            case 1: tile(t, planes, strips, 1, strip, x, first, y, ldy, add); break;
+            case 2: tile(t, planes, strips, 2, strip, x, first, y, ldy, add); break;
+            case 3: tile(t, planes, strips, 3, strip, x, first, y, ldy, add); break;
+            case 4:
+                if (most >= 4) tile(t, planes, strips, 4, strip, x, first, y, ldy, add);
+                break;
+            case 5:
+                if (most >= 5) tile(t, planes, strips, 5, strip, x, first, y, ldy, add);
+                break;
+            case 6:
+                if (most >= 6) tile(t, planes, strips, 6, strip, x, first, y, ldy, add);
+                break;
         }
         first += cols;
         y += cols * ldy;
     }
 }
 
+/* Columns of a tile of two strips whose sums, codes and masks fit 32 registers. */
+PL_INLINE int widest_pair(shape t, int planes) { return planes == 2 ? 3 : blocks_of(t) > 1 || t.bits == 5 ? 5 : 6; }
+
+/* Strips go in pairs, which halves the loads of activations, unless there is one column: then memory is the limit, and
+ * it likes to be read in one stream. */
+PL_INLINE void matmul(shape t, int planes, const uint8_t *strip, int64_t count, const pl_acts *x, int64_t first,
+                      int64_t n, float *y, int64_t ldy, int add) {
+    const int64_t stride = x->k / PL_BLOCK / blocks_of(t) * t.bytes;
+    for (; n > 1 && count > 1; count -= 2, strip += 2 * stride, y += 2 * PL_STRIP) {
+        columns_of_strips(t, planes, 2, widest_pair(t, planes), strip, x, first, n, y, ldy, add);
+    }
+    for (; count > 0; count--, strip += stride, y += PL_STRIP) {
+        columns_of_strips(t, planes, 1, MOST_COLUMNS, strip, x, first, n, y, ldy, add);
+    }
+}
+
 #define QUANTISED_MATMUL(type, scales, bits, offset, minimum) \
-    void pl_avx512_matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, \
-                                 int64_t ldy) { \
+    void pl_avx512_matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, \
+                                 float *y, int64_t ldy, int add) { \
         const shape t = {scales, bits, offset, minimum, sizeof(pl_strip_##type)}; \
         if (x->planes == 2) { \
-            matmul(t, 2, strip, x, first, n, y, ldy); \
+            matmul(t, 2, strips, count, x, first, n, y, ldy, add); \
         } else { \
-            matmul(t, 1, strip, x, first, n, y, ldy); \
+            matmul(t, 1, strips, count, x, first, n, y, ldy, add); \
         } \
     }
 QUANTISED_MATMUL(q8, SCALE_F16, 8, 7, 0)

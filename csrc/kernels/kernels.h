@@ -15,27 +15,44 @@
 
 #include "quant/strips.h"
 
+/* What 32 activations of one column have in common. */
+typedef struct pl_act_block {
+    float scale;           /* x ~ scale * a */
+    float offset;          /* scale * sum a: what a weight's minimum is multiplied with */
+    int32_t minus_sum;     /* -sum a: times 2^n, what codes stored 2^n too high start their sum from */
+    int32_t minus_half[2]; /* the same of either 16 */
+} pl_act_block;
+
+static inline pl_act_block pl_act_block_of(float scale, const int32_t minus_half[2]) {
+    int32_t minus_sum = minus_half[0] + minus_half[1];
+    return (pl_act_block){scale, scale * (float)-minus_sum, minus_sum, {minus_half[0], minus_half[1]}};
+}
+
 /* Activations: what a weight matrix is multiplied with. Columns are tokens (or heads). Float packings read f, the
  * others the quantised form: per 32 values x ~ scale * a, where a is an int16 in two bytes, a = 256 high + low
  * (planes == 2, precision "high"; |a| <= 32512), or one int8 (planes == 1, "fast"). */
 typedef struct pl_acts {
     const float *f; /* column c at f + c * ld; k of it, then readable zeros (or zero weights) up to 4 */
     int64_t ld;
-    const int8_t *q;     /* (n, planes, k): high bytes, then low */
-    const float *scale;  /* (n, k / 32) */
-    const float *offset; /* (n, k / 32): scale * sum, what a weight's minimum is multiplied with */
-    const int32_t *sum;  /* (n, k / 32): sum of a */
+    const int8_t *q;            /* column c at q + c * ldq: (k / 32, planes, 32), high bytes before low */
+    int64_t ldq;                /* a little more than a column, or columns would share their sets of the cache */
+    const pl_act_block *blocks; /* (n, k / 32) */
     int64_t k;
     int32_t planes;
 } pl_acts;
 
-/* y[c * ldy + row] = sum_k strip[row][k] x[first + c][k] for 16 rows and n columns.
+/* Bytes from one quantised column to the next. */
+static inline int64_t pl_acts_ldq(int64_t k, int32_t planes) { return k * planes + 64; }
+
+/* y[c * ldy + 16 * s + row] = sum_k W[s][row][k] x[first + c][k] for `count` strips of 16 rows and n columns; added to
+ * what y holds if `add`.
  *
  *   float:      chain j < 4:  s_j = fma(w[k], x[k], s_j) over k = j, j + 4, ...;  y = (s_0 + s_1) + (s_2 + s_3)
  *   quantised:  per 32 k:     y = fma((float)S, scale_w * scale_x, y), S = sum code * a exactly in int32
  *               then, with a minimum:  y = fma(minimum, offset, y)
- *               Q6K, Q8H, Q2K: two such steps per 32 k, one for each 16 (Q2K's minima too, offset = scale * sum of 16) */
-typedef void pl_matmul_fn(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy);
+ *               Q6K, Q8H, Q2K: two such steps per 32 k, one for each 16 (Q2K's minima too, their offsets too) */
+typedef void pl_matmul_fn(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, float *y,
+                          int64_t ldy, int add);
 
 typedef struct pl_kernels {
     const char *name;
@@ -43,8 +60,8 @@ typedef struct pl_kernels {
 
     /* One column x (k), k a multiple of 32, into its quantised form. Per 32: m = max |x|; a = round to even of
      * x * (32512 / m) (one plane: 127 / m), scale = m / 32512. A block below 2^-100 is zero; one that holds a
-     * non-finite value gets scale NaN and zeros. q (planes, k); scale, offset, sum (k / 32). */
-    void (*quantize)(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset, int32_t *sum);
+     * non-finite value gets scale NaN and zeros. q (k / 32, planes, 32), blocks (k / 32). */
+    void (*quantize)(const float *x, int64_t k, int32_t planes, int8_t *q, pl_act_block *blocks);
 
     /* out = weight * (x / sqrt(mean x^2 + eps)); n the true length, all vectors padded to n16. */
     void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out);

@@ -101,7 +101,7 @@ PL_INLINE void add_rest(load_fn load, const void *strip, int64_t k, int row, int
 
 /* A tile of 4 * rows rows and some columns, one of the two numbers 4 and the other 1: 16 accumulators. */
 PL_INLINE void float_tile(load_fn load, const void *strip, int row, int rows, int columns, const float *x, int64_t ld,
-                          int64_t k_end, float *y, int64_t ldy) {
+                          int64_t k_end, float *y, int64_t ldy, int add) {
     float32x4_t s[4][4];
     for (int i = 0; i < 16; i++) s[i / 4][i % 4] = vdupq_n_f32(0);
     int64_t k = 0;
@@ -109,29 +109,33 @@ PL_INLINE void float_tile(load_fn load, const void *strip, int row, int rows, in
     if (k < k_end) add_rest(load, strip, k, row, (int)(k_end - k), rows, columns, x, ld, s);
     for (int i = 0; i < 4; i++) {
         float *out = rows == 4 ? y + row + 4 * i : y + row + i * ldy;
-        vst1q_f32(out, vaddq_f32(vaddq_f32(s[i][0], s[i][1]), vaddq_f32(s[i][2], s[i][3])));
+        put(out, vaddq_f32(vaddq_f32(s[i][0], s[i][1]), vaddq_f32(s[i][2], s[i][3])), add);
     }
 }
 
 PL_INLINE void matmul_float(load_fn load, const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y,
-                            int64_t ldy) {
+                            int64_t ldy, int add) {
     const float *f = x->f + first * x->ld;
     int64_t c = 0;
     for (; c + 4 <= n; c += 4) {
         for (int row = 0; row < PL_STRIP; row += 4) {
-            float_tile(load, strip, row, 1, 4, f + c * x->ld, x->ld, x->k, y + c * ldy, ldy);
+            float_tile(load, strip, row, 1, 4, f + c * x->ld, x->ld, x->k, y + c * ldy, ldy, add);
         }
     }
-    for (; c < n; c++) float_tile(load, strip, 0, 4, 1, f + c * x->ld, x->ld, x->k, y + c * ldy, ldy);
+    for (; c < n; c++) float_tile(load, strip, 0, 4, 1, f + c * x->ld, x->ld, x->k, y + c * ldy, ldy, add);
 }
 
-#define FLOAT_MATMUL(type) \
-    void pl_neon_matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul_float(load4_##type, strip, x, first, n, y, ldy); \
+#define FLOAT_MATMUL(type, packing) \
+    void pl_neon_matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, \
+                               float *y, int64_t ldy, int add) { \
+        const char *strip = strips; \
+        for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) { \
+            matmul_float(load4_##type, strip, x, first, n, y, ldy, add); \
+        } \
     }
-FLOAT_MATMUL(f32)
-FLOAT_MATMUL(f16)
-FLOAT_MATMUL(bf16)
+FLOAT_MATMUL(f32, PL_PACK_F32)
+FLOAT_MATMUL(f16, PL_PACK_F16)
+FLOAT_MATMUL(bf16, PL_PACK_BF16)
 
 /* ---- activations ------------------------------------------------------------------------------------------------- */
 
@@ -152,42 +156,37 @@ PL_INLINE int16x4_t scale_and_round(const float *x, float inverse) {
     return vmovn_s32(vsubq_s32(vreinterpretq_s32_f32(shifted), zero));
 }
 
-/* 32 activations into their bytes; returns their sum. */
-PL_INLINE int32_t quantize_block(const float *x, float inverse, int64_t k, int32_t planes, int8_t *q) {
-    int32x4_t total = vdupq_n_s32(0);
+/* 32 activations into their bytes, q (planes, 32); minus: what either half sums up to, negated. */
+PL_INLINE void quantize_block(const float *x, float inverse, int32_t planes, int8_t *q, int32_t minus[2]) {
+    int32x4_t total[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
     for (int j = 0; j < PL_BLOCK; j += 8) {
         int16x8_t a = vcombine_s16(scale_and_round(x + j, inverse), scale_and_round(x + j + 4, inverse));
-        total = vpadalq_s16(total, a);
+        total[j / 16] = vpadalq_s16(total[j / 16], a);
         if (planes == 2) {
             vst1_s8(q + j, vshrn_n_s16(vaddq_s16(a, vdupq_n_s16(128)), 8));
-            vst1_s8(q + k + j, vmovn_s16(a));
+            vst1_s8(q + PL_BLOCK + j, vmovn_s16(a));
         } else {
             vst1_s8(q + j, vmovn_s16(a));
         }
     }
-    return vaddvq_s32(total);
+    for (int i = 0; i < 2; i++) minus[i] = -vaddvq_s32(total[i]);
 }
 
-PL_INLINE void zero_block(int64_t k, int32_t planes, int8_t *q) {
-    memset(q, 0, PL_BLOCK);
-    if (planes == 2) memset(q + k, 0, PL_BLOCK);
-}
-
-void pl_neon_quantize(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset, int32_t *sum) {
+void pl_neon_quantize(const float *x, int64_t k, int32_t planes, int8_t *q, pl_act_block *blocks) {
     const float steps = planes == 2 ? 32512.0f : 127.0f;
-    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += PL_BLOCK) {
+    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += planes * PL_BLOCK) {
         uint32_t bits = largest_magnitude(x);
-        float largest = pl_float_from_bits(bits);
+        float largest = pl_float_from_bits(bits), scale;
         int finite = bits < 0x7f800000;
+        int32_t minus[2] = {0};
         if (!finite || largest < 0x1p-100f) {
-            zero_block(k, planes, q);
-            scale[b] = finite ? 0.0f : NAN;
-            sum[b] = 0;
+            memset(q, 0, (size_t)planes * PL_BLOCK);
+            scale = finite ? 0.0f : NAN;
         } else {
-            sum[b] = quantize_block(x, steps / largest, k, planes, q);
-            scale[b] = largest / steps;
+            quantize_block(x, steps / largest, planes, q, minus);
+            scale = largest / steps;
         }
-        offset[b] = scale[b] * (float)sum[b];
+        blocks[b] = pl_act_block_of(scale, minus);
     }
 }
 

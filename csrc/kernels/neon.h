@@ -11,7 +11,7 @@
 
 /* neon.c */
 pl_matmul_fn pl_neon_matmul_f32, pl_neon_matmul_f16, pl_neon_matmul_bf16;
-void pl_neon_quantize(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset, int32_t *sum);
+void pl_neon_quantize(const float *x, int64_t k, int32_t planes, int8_t *q, pl_act_block *blocks);
 void pl_neon_rmsnorm(const float *x, const float *weight, int64_t n, float eps, float *out);
 void pl_neon_swiglu(const float *gate, const float *up, int64_t n16, float *out);
 float pl_neon_softmax(float *s, int64_t n16, float scale, float *max);
@@ -180,66 +180,83 @@ PL_INLINE void open_q6k(const void *strip, int64_t block, int half, half_block *
 /* The level's own: sum[r] = dots of rows 4 r and up with a (32 int8), over the groups [begin, begin + groups). */
 PL_INLINE void dot(const half_block *w, int begin, int groups, int chain, const int8_t *a, int32x4_t sum[2]);
 
-/* The same with whole activations: q at their high or only bytes. */
-PL_INLINE void dot_planes(const half_block *w, int begin, int groups, int chain, const pl_acts *x, const int8_t *q,
+/* The same with whole activations: q (planes, 32). */
+PL_INLINE void dot_planes(const half_block *w, int begin, int groups, int chain, int planes, const int8_t *q,
                           int32x4_t sum[2]) {
     dot(w, begin, groups, chain, q, sum);
-    if (x->planes == 2) {
+    if (planes == 2) {
         int32x4_t low[2];
-        dot(w, begin, groups, chain, q + x->k, low);
+        dot(w, begin, groups, chain, q + PL_BLOCK, low);
         for (int r = 0; r < 2; r++) sum[r] = vaddq_s32(vshlq_n_s32(sum[r], 8), low[r]);
     }
 }
 
-/* One block of one column: q (planes, k) at the block's first activation, y (8) rows of the half. */
-PL_INLINE void add_block(const half_block *w, traits t, const pl_acts *x, const int8_t *q, int64_t i, float *y) {
+/* One block of one column: y (8) rows of the half. */
+PL_INLINE void add_block(const half_block *w, traits t, int planes, const int8_t *q, const pl_act_block *a, float *y) {
     float32x4_t total[2] = {vld1q_f32(y), vld1q_f32(y + 4)};
     for (int s = 0; s < t.steps; s++) {
         int32x4_t exact[2];
-        dot_planes(w, s * (8 / t.steps), 8 / t.steps, t.chain, x, q, exact);
+        dot_planes(w, s * (8 / t.steps), 8 / t.steps, t.chain, planes, q, exact);
         for (int r = 0; r < 2; r++) {
-            if (t.bias) exact[r] = vsubq_s32(exact[r], vdupq_n_s32(t.bias * x->sum[i]));
-            total[r] = vfmaq_f32(total[r], vcvtq_f32_s32(exact[r]), vmulq_n_f32(w->scale[s][r], x->scale[i]));
+            if (t.bias) exact[r] = vaddq_s32(exact[r], vdupq_n_s32(t.bias * a->minus_sum));
+            total[r] = vfmaq_f32(total[r], vcvtq_f32_s32(exact[r]), vmulq_n_f32(w->scale[s][r], a->scale));
         }
     }
     for (int r = 0; r < 2; r++) {
-        if (t.has_minimum) total[r] = vfmaq_n_f32(total[r], w->minimum[r], x->offset[i]);
+        if (t.has_minimum) total[r] = vfmaq_n_f32(total[r], w->minimum[r], a->offset);
         vst1q_f32(y + 4 * r, total[r]);
     }
 }
 
-PL_INLINE void matmul_quantised(open_fn open, traits t, const void *strip, const pl_acts *x, int64_t first, int64_t n,
-                                float *y, int64_t ldy) {
+/* sum (columns, 16): one strip times columns from `first` on. */
+PL_INLINE void sum_blocks(open_fn open, traits t, const void *strip, const pl_acts *x, int64_t first, int64_t columns,
+                          float *sum) {
     int64_t blocks = x->k / PL_BLOCK;
-    for (int64_t c = 0; c < n; c++) {
-        for (int r = 0; r < 4; r++) vst1q_f32(y + c * ldy + 4 * r, vdupq_n_f32(0));
-    }
     for (int64_t b = 0; b < blocks; b++) {
         for (int half = 0; half < 2; half++) {
             half_block w;
             open(strip, b, half, &w);
-            for (int64_t c = 0; c < n; c++) {
-                const int8_t *q = x->q + (first + c) * x->planes * x->k + b * PL_BLOCK;
-                add_block(&w, t, x, q, (first + c) * blocks + b, y + c * ldy + 8 * half);
+            for (int64_t c = 0; c < columns; c++) {
+                const int8_t *q = x->q + (first + c) * x->ldq + b * x->planes * PL_BLOCK;
+                add_block(&w, t, x->planes, q, &x->blocks[(first + c) * blocks + b], sum + c * PL_STRIP + 8 * half);
             }
         }
     }
 }
 
-/* chain: an int16 holds a step's 8 products of at most 31 * 128, or 4 of 32 * 128, but not two of 128 * 128. */
-#define PL_NEON_MATMUL(type, ...) \
-    static void matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul_quantised(open_##type, (traits){__VA_ARGS__}, strip, x, first, n, y, ldy); \
+PL_INLINE void put(float *y, float32x4_t sum, int add) { vst1q_f32(y, add ? vaddq_f32(vld1q_f32(y), sum) : sum); }
+
+PL_INLINE void matmul_quantised(open_fn open, traits t, const void *strip, const pl_acts *x, int64_t first, int64_t n,
+                                float *y, int64_t ldy, int add) {
+    enum { AT_ONCE = 16 }; /* columns that share an opened block */
+    for (int64_t c = 0; c < n; c += AT_ONCE) {
+        int64_t columns = n - c < AT_ONCE ? n - c : AT_ONCE;
+        float sum[AT_ONCE * PL_STRIP] = {0};
+        sum_blocks(open, t, strip, x, first + c, columns, sum);
+        for (int64_t i = 0; i < columns * 4; i++) {
+            put(y + (c + i / 4) * ldy + i % 4 * 4, vld1q_f32(sum + 4 * i), add);
+        }
     }
-PL_NEON_MATMUL(q8, .bias = 0, .chain = 1, .steps = 1)
-PL_NEON_MATMUL(q8f, .bias = 0, .chain = 1, .steps = 1)
-PL_NEON_MATMUL(q4, .bias = 8, .chain = 8, .steps = 1)
-PL_NEON_MATMUL(q4m, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
-PL_NEON_MATMUL(q5, .bias = 16, .chain = 8, .steps = 1)
-PL_NEON_MATMUL(q5m, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
-PL_NEON_MATMUL(q4k, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
-PL_NEON_MATMUL(q5k, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
-PL_NEON_MATMUL(q6k, .bias = 0, .chain = 4, .steps = 2)
+}
+
+/* chain: an int16 holds a step's 8 products of at most 31 * 128, or 4 of 32 * 128, but not two of 128 * 128. */
+#define PL_NEON_MATMUL(type, packing, ...) \
+    static void matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, float *y, \
+                              int64_t ldy, int add) { \
+        const char *strip = strips; \
+        for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) { \
+            matmul_quantised(open_##type, (traits){__VA_ARGS__}, strip, x, first, n, y, ldy, add); \
+        } \
+    }
+PL_NEON_MATMUL(q8, PL_PACK_Q8, .bias = 0, .chain = 1, .steps = 1)
+PL_NEON_MATMUL(q8f, PL_PACK_Q8F, .bias = 0, .chain = 1, .steps = 1)
+PL_NEON_MATMUL(q4, PL_PACK_Q4, .bias = 8, .chain = 8, .steps = 1)
+PL_NEON_MATMUL(q4m, PL_PACK_Q4M, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
+PL_NEON_MATMUL(q5, PL_PACK_Q5, .bias = 16, .chain = 8, .steps = 1)
+PL_NEON_MATMUL(q5m, PL_PACK_Q5M, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
+PL_NEON_MATMUL(q4k, PL_PACK_Q4K, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
+PL_NEON_MATMUL(q5k, PL_PACK_Q5K, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
+PL_NEON_MATMUL(q6k, PL_PACK_Q6K, .bias = 0, .chain = 4, .steps = 2)
 
 #define PL_NEON_TABLE(level) \
     { \

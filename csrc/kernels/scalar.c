@@ -18,14 +18,16 @@ static float weight_bf16(const void *strip, int64_t k, int row) {
     return pl_float_from_bf16(((const uint16_t *)strip)[(k / 2 * 16 + row) * 2 + k % 2]);
 }
 
+static void put(float *y, float sum, int add) { *y = add ? *y + sum : sum; }
+
 static inline void matmul_float(float weight(const void *, int64_t, int), const void *strip, const pl_acts *x,
-                                int64_t first, int64_t n, float *y, int64_t ldy) {
+                                int64_t first, int64_t n, float *y, int64_t ldy, int add) {
     for (int64_t c = 0; c < n; c++) {
         const float *f = x->f + (first + c) * x->ld;
         for (int row = 0; row < PL_STRIP; row++) {
             float s[4] = {0};
             for (int64_t k = 0; k < x->k; k++) s[k % 4] = fmaf(weight(strip, k, row), f[k], s[k % 4]);
-            y[c * ldy + row] = (s[0] + s[1]) + (s[2] + s[3]);
+            put(&y[c * ldy + row], (s[0] + s[1]) + (s[2] + s[3]), add);
         }
     }
 }
@@ -151,73 +153,73 @@ static void open_q2k(const void *strip, int64_t block, int row, row_block *out) 
     }
 }
 
-/* sum of code * a over k in [begin, end) of block `b`; at most 32 * 128 * 32767 < 2^31. */
-static int32_t dot(const int16_t *code, const int8_t *q, int64_t k, int32_t planes, int64_t b, int begin, int end) {
+/* sum of code * a over k in [begin, end) of a block, q (planes, 32); at most 32 * 128 * 32767 < 2^31. */
+static int32_t dot(const int16_t *code, const int8_t *q, int32_t planes, int begin, int end) {
     int32_t sum = 0;
-    for (int j = begin; j < end; j++) {
-        int32_t a = q[b * PL_BLOCK + j];
-        if (planes == 2) a = 256 * a + q[k + b * PL_BLOCK + j];
-        sum += code[j] * a;
+    for (int j = begin; j < end; j++) sum += code[j] * (planes == 2 ? 256 * q[j] + q[PL_BLOCK + j] : q[j]);
+    return sum;
+}
+
+/* A row's sum over the blocks so far, one block on. steps: 1 where a block of 32 has one scale, 2 where each 16 has
+ * its own. */
+static float add_block(const row_block *w, int steps, int has_minimum, const pl_acts *x, int64_t column, int64_t b,
+                       float sum) {
+    const int8_t *q = x->q + column * x->ldq + b * x->planes * PL_BLOCK;
+    const pl_act_block *a = &x->blocks[column * (x->k / PL_BLOCK) + b];
+    for (int s = 0; s < steps; s++) {
+        int32_t exact = dot(w->code, q, x->planes, s * 16, s == steps - 1 ? 32 : 16);
+        float offset = steps == 1 ? a->offset : a->scale * (float)-a->minus_half[s];
+        sum = fmaf((float)exact, w->scale[s] * a->scale, sum);
+        if (has_minimum) sum = fmaf(w->minimum[s], offset, sum);
     }
     return sum;
 }
 
-/* scale * sum over the k that share a minimum: `offset` itself where those are 32. */
-static float step_offset(const pl_acts *x, const int8_t *q, int steps, int64_t b, int s, int64_t i) {
-    static const int16_t ones[PL_BLOCK] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                           1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    if (steps == 1) return x->offset[i];
-    return x->scale[i] * (float)dot(ones, q, x->k, x->planes, b, s * 16, s * 16 + 16);
-}
-
-/* steps: 1 where a block of 32 has one scale, 2 where each 16 has its own. */
 static inline void matmul_quantised(open_fn open, int steps, int has_minimum, const void *strip, const pl_acts *x,
-                                    int64_t first, int64_t n, float *y, int64_t ldy) {
-    int64_t blocks = x->k / PL_BLOCK;
-    for (int row = 0; row < PL_STRIP; row++) {
-        for (int64_t c = 0; c < n; c++) y[c * ldy + row] = 0;
-        for (int64_t b = 0; b < blocks; b++) {
-            row_block w;
-            open(strip, b, row, &w);
-            for (int64_t c = 0; c < n; c++) {
-                const int8_t *q = x->q + (first + c) * x->planes * x->k;
-                int64_t i = (first + c) * blocks + b;
-                float sum = y[c * ldy + row];
-                for (int s = 0; s < steps; s++) {
-                    int32_t exact = dot(w.code, q, x->k, x->planes, b, s * 16, s == steps - 1 ? 32 : 16);
-                    sum = fmaf((float)exact, w.scale[s] * x->scale[i], sum);
-                    if (has_minimum) sum = fmaf(w.minimum[s], step_offset(x, q, steps, b, s, i), sum);
+                                    int64_t first, int64_t n, float *y, int64_t ldy, int add) {
+    enum { AT_ONCE = 16 }; /* columns that share an opened block */
+    for (int64_t c = 0; c < n; c += AT_ONCE) {
+        int64_t columns = n - c < AT_ONCE ? n - c : AT_ONCE;
+        for (int row = 0; row < PL_STRIP; row++) {
+            float sum[AT_ONCE] = {0};
+            for (int64_t b = 0; b < x->k / PL_BLOCK; b++) {
+                row_block w;
+                open(strip, b, row, &w);
+                for (int64_t i = 0; i < columns; i++) {
+                    sum[i] = add_block(&w, steps, has_minimum, x, first + c + i, b, sum[i]);
                 }
-                y[c * ldy + row] = sum;
             }
+            for (int64_t i = 0; i < columns; i++) put(&y[(c + i) * ldy + row], sum[i], add);
         }
     }
 }
 
 /* ---- the instances ---------------------------------------------------------------------------------------------- */
 
-#define FLOAT_MATMUL(type) \
-    static void matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul_float(weight_##type, strip, x, first, n, y, ldy); \
+/* A kernel over `count` strips: `one` strip after another. */
+#define MATMUL(type, packing, one) \
+    static void matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, float *y, \
+                              int64_t ldy, int add) { \
+        const char *strip = strips; \
+        for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) one; \
     }
-#define QUANTISED_MATMUL(type, steps, has_minimum) \
-    static void matmul_##type(const void *strip, const pl_acts *x, int64_t first, int64_t n, float *y, int64_t ldy) { \
-        matmul_quantised(open_##type, steps, has_minimum, strip, x, first, n, y, ldy); \
-    }
-FLOAT_MATMUL(f32)
-FLOAT_MATMUL(f16)
-FLOAT_MATMUL(bf16)
-QUANTISED_MATMUL(q8, 1, 0)
-QUANTISED_MATMUL(q8f, 1, 0)
-QUANTISED_MATMUL(q4, 1, 0)
-QUANTISED_MATMUL(q4m, 1, 1)
-QUANTISED_MATMUL(q5, 1, 0)
-QUANTISED_MATMUL(q5m, 1, 1)
-QUANTISED_MATMUL(q4k, 1, 1)
-QUANTISED_MATMUL(q5k, 1, 1)
-QUANTISED_MATMUL(q6k, 2, 0)
-QUANTISED_MATMUL(q8h, 2, 0)
-QUANTISED_MATMUL(q2k, 2, 1)
+#define FLOAT_MATMUL(type, packing) MATMUL(type, packing, matmul_float(weight_##type, strip, x, first, n, y, ldy, add))
+#define QUANTISED_MATMUL(type, packing, steps, has_minimum) \
+    MATMUL(type, packing, matmul_quantised(open_##type, steps, has_minimum, strip, x, first, n, y, ldy, add))
+FLOAT_MATMUL(f32, PL_PACK_F32)
+FLOAT_MATMUL(f16, PL_PACK_F16)
+FLOAT_MATMUL(bf16, PL_PACK_BF16)
+QUANTISED_MATMUL(q8, PL_PACK_Q8, 1, 0)
+QUANTISED_MATMUL(q8f, PL_PACK_Q8F, 1, 0)
+QUANTISED_MATMUL(q4, PL_PACK_Q4, 1, 0)
+QUANTISED_MATMUL(q4m, PL_PACK_Q4M, 1, 1)
+QUANTISED_MATMUL(q5, PL_PACK_Q5, 1, 0)
+QUANTISED_MATMUL(q5m, PL_PACK_Q5M, 1, 1)
+QUANTISED_MATMUL(q4k, PL_PACK_Q4K, 1, 1)
+QUANTISED_MATMUL(q5k, PL_PACK_Q5K, 1, 1)
+QUANTISED_MATMUL(q6k, PL_PACK_Q6K, 2, 0)
+QUANTISED_MATMUL(q8h, PL_PACK_Q8H, 2, 0)
+QUANTISED_MATMUL(q2k, PL_PACK_Q2K, 2, 1)
 
 static open_fn *const openers[PL_PACK_COUNT] = {
     [PL_PACK_Q8] = open_q8,   [PL_PACK_Q8F] = open_q8f, [PL_PACK_Q4] = open_q4,   [PL_PACK_Q4M] = open_q4m,
@@ -254,27 +256,31 @@ static int32_t round_to_int(float x) {
     return (int32_t)(pl_float_bits(x + PL_EXP_ROUND) - pl_float_bits(PL_EXP_ROUND));
 }
 
-static void quantize(const float *x, int64_t k, int32_t planes, int8_t *q, float *scale, float *offset, int32_t *sum) {
+/* One value's bytes, q (planes, 32). */
+static void put_code(int32_t a, int32_t planes, int8_t *q) {
+    if (planes == 2) {
+        q[0] = (int8_t)((a + 128) >> 8);
+        q[PL_BLOCK] = (int8_t)(a - 256 * q[0]);
+    } else {
+        q[0] = (int8_t)a;
+    }
+}
+
+static void quantize(const float *x, int64_t k, int32_t planes, int8_t *q, pl_act_block *blocks) {
     const float steps = planes == 2 ? 32512.0f : 127.0f;
-    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += PL_BLOCK) {
+    for (int64_t b = 0; b < k / PL_BLOCK; b++, x += PL_BLOCK, q += planes * PL_BLOCK) {
         uint32_t bits = largest_magnitude(x, PL_BLOCK);
         float largest = pl_float_from_bits(bits);
         int finite = bits < 0x7f800000, zero = !finite || largest < 0x1p-100f;
         float inverse = zero ? 0.0f : steps / largest;
-        int32_t total = 0;
+        int32_t minus[2] = {0};
         for (int j = 0; j < PL_BLOCK; j++) {
             int32_t a = zero ? 0 : round_to_int(x[j] * inverse);
-            total += a;
-            if (planes == 2) {
-                q[j] = (int8_t)((a + 128) >> 8);
-                q[k + j] = (int8_t)(a - 256 * q[j]);
-            } else {
-                q[j] = (int8_t)a;
-            }
+            minus[j / 16] -= a;
+            put_code(a, planes, q + j);
         }
-        scale[b] = !finite ? NAN : zero ? 0.0f : largest / steps;
-        sum[b] = total;
-        offset[b] = scale[b] * (float)total;
+        float scale = !finite ? NAN : zero ? 0.0f : largest / steps;
+        blocks[b] = pl_act_block_of(scale, minus);
     }
 }
 

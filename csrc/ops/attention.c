@@ -71,16 +71,16 @@ static int64_t visible(const pl_queries *q, int64_t r, int64_t start) {
     return n < 0 ? 0 : n > PL_CHUNK ? PL_CHUNK : n;
 }
 
-/* scores (rows, PL_CHUNK) = q . k over the strips that any row sees. */
+/* scores (rows, PL_CHUNK) = q . k over the strips that any row sees, a page at a time. */
 static void score(const attention *a, int64_t start, int64_t n) {
     const pl_kv_layout *l = a->layout;
     pl_acts x = {.f = a->queries->q, .ld = a->queries->ldq, .k = l->head_dim};
     pl_packing packing = l->type == PL_TYPE_F16 ? PL_PACK_F16 : PL_PACK_F32;
-    for (int64_t t = 0; t < n; t += PL_STRIP) {
-        int64_t position = start + t;
-        const uint8_t *strip =
-            a->pages[position / PL_PAGE] + a->unit + (size_t)(position % PL_PAGE * l->d4) * l->element;
-        a->kernels->matmul[packing](strip, &x, 0, a->queries->rows, a->scores + t, PL_CHUNK);
+    for (int64_t t = 0; t < n; t += PL_PAGE) {
+        int64_t left = (n - t + PL_STRIP - 1) / PL_STRIP, strips = PL_PAGE / PL_STRIP;
+        const uint8_t *keys = a->pages[(start + t) / PL_PAGE] + a->unit;
+        a->kernels->matmul[packing](keys, left < strips ? left : strips, &x, 0, a->queries->rows, a->scores + t,
+                                    PL_CHUNK, 0);
     }
 }
 

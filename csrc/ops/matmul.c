@@ -67,11 +67,9 @@ int32_t pl_act_buffer_init(pl_act_buffer *b, int64_t n, int64_t widest, pl_error
     size_t ld = (size_t)pl_pad(widest), tokens = (size_t)n, blocks = ld / PL_BLOCK + 1;
     *b = (pl_act_buffer){.ld = (int64_t)ld};
     b->f = pl_alloc(tokens * ld, sizeof *b->f);
-    b->q = pl_alloc(tokens * ld, 2);
-    b->scale = pl_alloc(tokens * blocks, sizeof *b->scale);
-    b->offset = pl_alloc(tokens * blocks, sizeof *b->offset);
-    b->sum = pl_alloc(tokens * blocks, sizeof *b->sum);
-    if (b->f && b->q && b->scale && b->offset && b->sum) return PL_OK;
+    b->q = pl_alloc(tokens, (size_t)pl_acts_ldq((int64_t)ld, 2));
+    b->blocks = pl_alloc(tokens * blocks, sizeof *b->blocks);
+    if (b->f && b->q && b->blocks) return PL_OK;
     pl_act_buffer_free(b);
     return pl_fail(err, PL_MEMORY, "no memory for the activations of %lld tokens of width %lld", (long long)n,
                    (long long)widest);
@@ -80,25 +78,21 @@ int32_t pl_act_buffer_init(pl_act_buffer *b, int64_t n, int64_t widest, pl_error
 void pl_act_buffer_free(pl_act_buffer *b) {
     pl_free(b->f);
     pl_free(b->q);
-    pl_free(b->scale);
-    pl_free(b->offset);
-    pl_free(b->sum);
+    pl_free(b->blocks);
     *b = (pl_act_buffer){0};
 }
 
 void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *b, int64_t c, int64_t k, int32_t planes) {
-    int64_t i = c * (k / PL_BLOCK);
-    kernels->quantize(b->f + c * b->ld, k, planes, b->q + c * planes * k, b->scale + i, b->offset + i, b->sum + i);
+    kernels->quantize(b->f + c * b->ld, k, planes, b->q + c * pl_acts_ldq(k, planes), b->blocks + c * (k / PL_BLOCK));
 }
 
 pl_acts pl_acts_view(const pl_act_buffer *b, int64_t first, int64_t k, int32_t planes) {
-    int64_t block = first * (k / PL_BLOCK);
+    int64_t ldq = pl_acts_ldq(k, planes);
     return (pl_acts){.f = b->f + first * b->ld,
                      .ld = b->ld,
-                     .q = b->q + first * planes * k,
-                     .scale = b->scale + block,
-                     .offset = b->offset + block,
-                     .sum = b->sum + block,
+                     .q = b->q + first * ldq,
+                     .ldq = ldq,
+                     .blocks = b->blocks + first * (k / PL_BLOCK),
                      .k = k,
                      .planes = planes};
 }
@@ -114,28 +108,42 @@ static int64_t columns_per_pass(const pl_matrix *w, const pl_acts *x) {
     return columns < 8 ? 8 : columns > COLUMNS_PER_PASS ? COLUMNS_PER_PASS : columns;
 }
 
-static void deliver(const float *tile, int64_t first, int64_t n, int64_t row, int64_t rows, const pl_output *y) {
-    for (int64_t c = 0; c < n; c++) {
-        float *to = (y->columns ? y->columns[first + c] : y->base + (first + c) * y->ld) + row;
+/* Rows [row, row + rows) of columns [c, c + n) where they can't be written in whole strips: by way of a tile. */
+static void deliver(const pl_kernels *kernels, const pl_matrix *w, const uint8_t *strips, const pl_acts *x, int64_t c,
+                    int64_t n, int64_t row, int64_t rows, const pl_output *y) {
+    float tile[2 * PL_STRIP * COLUMNS_PER_PASS];
+    pl_matmul_of(kernels, w->packing)(strips, (rows + PL_STRIP - 1) / PL_STRIP, x, c, n, tile, 2 * PL_STRIP, 0);
+    for (int64_t i = 0; i < n; i++) {
+        float *to = (y->columns ? y->columns[c + i] : y->base + (c + i) * y->ld) + row;
         if (y->add) {
-            pl_add(to, tile + c * PL_STRIP, rows);
+            pl_add(to, tile + i * 2 * PL_STRIP, rows);
         } else {
-            memcpy(to, tile + c * PL_STRIP, (size_t)rows * sizeof *to);
+            memcpy(to, tile + i * 2 * PL_STRIP, (size_t)rows * sizeof *to);
         }
+    }
+}
+
+/* Rows [begin, end) of columns [c, c + n): whole strips straight to where they go, if that is one array. */
+static void multiply(const pl_kernels *kernels, const pl_matrix *w, const pl_acts *x, int64_t c, int64_t n,
+                     int64_t begin, int64_t end, const pl_output *y) {
+    int64_t strip_bytes = pl_strip_bytes(w->packing, w->cols), whole = (end - begin) / PL_STRIP;
+    const uint8_t *strips = w->strips + begin / PL_STRIP * strip_bytes;
+    if (y->columns && n > 1) whole = 0;
+    if (whole > 0) {
+        float *to = y->columns ? y->columns[c] : y->base + c * y->ld;
+        pl_matmul_of(kernels, w->packing)(strips, whole, x, c, n, to + begin, y->ld, y->add);
+    }
+    for (int64_t row = begin + whole * PL_STRIP; row < end; row += 2 * PL_STRIP) {
+        int64_t rows = end - row < 2 * PL_STRIP ? end - row : 2 * PL_STRIP;
+        deliver(kernels, w, strips + (row - begin) / PL_STRIP * strip_bytes, x, c, n, row, rows, y);
     }
 }
 
 void pl_matmul(const pl_kernels *kernels, const pl_worker *worker, const pl_matrix *w, const pl_acts *x, int64_t n,
                const pl_output *y) {
-    int64_t begin, end, strip_bytes = pl_strip_bytes(w->packing, w->cols), step = columns_per_pass(w, x);
+    int64_t begin, end, step = columns_per_pass(w, x);
     pl_share(worker, w->rows, PL_STRIP, &begin, &end);
-    float tile[COLUMNS_PER_PASS * PL_STRIP];
-    for (int64_t c = 0; c < n; c += step) {
-        int64_t columns = n - c < step ? n - c : step;
-        for (int64_t row = begin; row < end; row += PL_STRIP) {
-            const uint8_t *strip = w->strips + row / PL_STRIP * strip_bytes;
-            pl_matmul_of(kernels, w->packing)(strip, x, c, columns, tile, PL_STRIP);
-            deliver(tile, c, columns, row, end - row < PL_STRIP ? end - row : PL_STRIP, y);
-        }
+    for (int64_t c = 0; c < n && begin < end; c += step) {
+        multiply(kernels, w, x, c, n - c < step ? n - c : step, begin, end, y);
     }
 }

@@ -25,11 +25,10 @@ void pl_matrix_row(const pl_matrix *matrix, int64_t row, float *out);
 
 /* Room for the activations of n tokens, in the forms that float and quantised weights read. Owns its memory. */
 typedef struct pl_act_buffer {
-    float *f;              /* (n, ld) */
-    int64_t ld;            /* padded width of the widest input */
-    int8_t *q;             /* (n, planes, k), planes at most 2 */
-    float *scale, *offset; /* (n, k / 32) */
-    int32_t *sum;
+    float *f;             /* (n, ld) */
+    int64_t ld;           /* padded width of the widest input */
+    int8_t *q;            /* n columns of pl_acts_ldq(k, planes) bytes, planes at most 2 */
+    pl_act_block *blocks; /* (n, k / 32) */
 } pl_act_buffer;
 
 int32_t pl_act_buffer_init(pl_act_buffer *buffer, int64_t n, int64_t widest, pl_error *err);

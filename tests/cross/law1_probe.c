@@ -138,46 +138,46 @@ static void probe_f16(void) {
 /* ---- kernels ----------------------------------------------------------------------------------------------------- */
 
 typedef struct activations {
-    float *f, *scale, *offset;
+    float *f;
     int8_t *q;
-    int32_t *sum;
+    pl_act_block *blocks;
     pl_acts view;
 } activations;
 
 /* n columns of k, quantised by `kernels`; the padding of a column is zeros. */
 static activations make_activations(const pl_kernels *kernels, int64_t n, int64_t k, int32_t planes, kind kind) {
-    int64_t ld = (k + 31) / 32 * 32, blocks = ld / 32;
-    activations a = {.f = get((size_t)(n * ld), 4), .scale = get((size_t)(n * blocks), 4)};
-    a.offset = get((size_t)(n * blocks), 4), a.sum = get((size_t)(n * blocks), 4),
-    a.q = get((size_t)(n * planes), (size_t)ld);
+    int64_t ld = (k + 31) / 32 * 32, blocks = ld / 32, ldq = pl_acts_ldq(ld, planes);
+    activations a = {.f = get((size_t)(n * ld), 4), .blocks = get((size_t)(n * blocks), sizeof(pl_act_block))};
+    a.q = get((size_t)n, (size_t)ldq);
     for (int64_t c = 0; c < n; c++) {
         for (int64_t i = 0; i < k; i++) {
             a.f[c * ld + i] = kind == EXTREME ? extreme_float(i) : kind == AWKWARD ? awkward_float() : random_float();
         }
-        if (k % 32 == 0) {
-            kernels->quantize(a.f + c * ld, k, planes, a.q + c * planes * k, a.scale + c * blocks,
-                              a.offset + c * blocks, a.sum + c * blocks);
-        }
+        if (k % 32 == 0) { kernels->quantize(a.f + c * ld, k, planes, a.q + c * ldq, a.blocks + c * blocks); }
     }
-    a.view = (pl_acts){.f = a.f, .ld = ld, .q = a.q, .scale = a.scale, .offset = a.offset, .sum = a.sum};
+    a.view = (pl_acts){.f = a.f, .ld = ld, .q = a.q, .ldq = ldq, .blocks = a.blocks};
     a.view.k = k, a.view.planes = planes;
     return a;
 }
 
-static void free_activations(activations *a) { free(a->f), free(a->scale), free(a->offset), free(a->q), free(a->sum); }
+static void free_activations(activations *a) { free(a->f), free(a->q), free(a->blocks); }
+
+enum { STRIPS = 3 }; /* in one call: a pair and a lone one */
 
 static uint64_t hash_matmul(const pl_kernels *kernels, pl_packing packing, int64_t k, int64_t n, int32_t planes,
                             kind kind, uint64_t hash) {
     int64_t nbytes = pl_strip_bytes(packing, k);
-    uint8_t *strip = get((size_t)nbytes, 1);
-    for (int64_t i = 0; i < nbytes; i++) { /* scales too: anything at all */
-        strip[i] = kind == EXTREME ? extreme_byte() : (uint8_t)random_bits();
+    uint8_t *strips = get((size_t)nbytes, STRIPS);
+    for (int64_t i = 0; i < nbytes * STRIPS; i++) { /* scales too: anything at all */
+        strips[i] = kind == EXTREME ? extreme_byte() : (uint8_t)random_bits();
     }
     activations a = make_activations(kernels, n, k, planes, kind);
-    float *y = get((size_t)n, 16 * sizeof *y);
-    pl_matmul_of(kernels, packing)(strip, &a.view, 0, n, y, 16);
-    hash = hash_floats(hash, y, n * 16);
-    free(strip), free(y), free_activations(&a);
+    float *y = get((size_t)n, STRIPS * PL_STRIP * sizeof *y);
+    for (int add = 0; add < 2; add++) {
+        pl_matmul_of(kernels, packing)(strips, STRIPS, &a.view, 0, n, y, STRIPS * PL_STRIP, add);
+        hash = hash_floats(hash, y, n * STRIPS * PL_STRIP);
+    }
+    free(strips), free(y), free_activations(&a);
     return hash;
 }
 
@@ -207,8 +207,12 @@ static void probe_quantize(const pl_kernels *kernels) {
         int64_t k = 32 * (1 + round % 5);
         activations a = make_activations(kernels, 1, k, planes, round > 10 ? AWKWARD : ORDINARY);
         hash = hash_bytes(hash, a.q, (size_t)(planes * k));
-        hash = hash_bytes(hash, a.sum, (size_t)(k / 32) * sizeof *a.sum);
-        hash = hash_floats(hash_floats(hash, a.scale, k / 32), a.offset, k / 32);
+        for (int64_t b = 0; b < k / 32; b++) {
+            const pl_act_block *block = &a.blocks[b];
+            hash = hash_floats(hash_floats(hash, &block->scale, 1), &block->offset, 1);
+            hash = hash_bytes(hash, &block->minus_sum, sizeof block->minus_sum);
+            hash = hash_bytes(hash, block->minus_half, sizeof block->minus_half);
+        }
         free_activations(&a);
     }
     report("quantize", "", kernels->name, hash);
