@@ -95,6 +95,12 @@ typedef struct pl_source {
 /* The reference dequantiser: out (rows, cols) fp32, the values the file means. */
 int32_t pl_dequantize(const pl_source *source, float *out, pl_error *err);
 
+/* Rows [first, first + n) of `source` as weights of another type, out (nbytes: n rows of it). Deterministic, whatever
+ * the number of threads. Not every type can be made: those without a quantiser are PL_UNSUPPORTED. Weights that are not
+ * finite, or too large for a half-precision scale, are PL_FORMAT. */
+int32_t pl_quantize(const pl_source *source, int64_t first, int64_t n, int32_t type, int32_t threads, void *out,
+                    size_t nbytes, pl_error *err);
+
 /* One matrix product through the kernels of one level, for tests and benchmarks: packs `source`, prepares x as the
  * forward pass would (planes: 2 for precision "high", 1 for "fast"), and computes y = x W^T.
  * x (n, cols), y (n, rows) fp32. */

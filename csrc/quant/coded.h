@@ -57,7 +57,7 @@ static inline void pl_pack_coded(pl_open_coded open, const pl_type_info *info, p
 }
 
 /* The row of the table for type ID, whose blocks open_<type> opens. */
-#define PL_CODED_TYPE(type, ID, name, elements, bytes, packing) \
+#define PL_CODED_TYPE(type, ID, name, elements, bytes, packing, quantize) \
     static void dequantize_##type(const pl_source *source, int64_t row, float *out) { \
         const uint8_t *block = pl_source_row(source, &pl_type_##type, row); \
         pl_dequantize_coded(open_##type, &pl_type_##type.info, block, source->cols, out); \
@@ -66,6 +66,6 @@ static inline void pl_pack_coded(pl_open_coded open, const pl_type_info *info, p
         const uint8_t *block = pl_source_row(source, &pl_type_##type, row); \
         pl_pack_coded(open_##type, &pl_type_##type.info, packing, block, source->cols, strip, lane); \
     } \
-    const pl_type pl_type_##type = {{ID, name, elements, bytes}, packing, dequantize_##type, pack_##type};
+    const pl_type pl_type_##type = {{ID, name, elements, bytes}, packing, dequantize_##type, pack_##type, quantize};
 
 #endif

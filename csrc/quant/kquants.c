@@ -166,8 +166,13 @@ static void pack_q6_k(const pl_source *source, int64_t row, void *strip, int32_t
     }
 }
 
-const pl_type pl_type_q2_k = {{PL_TYPE_Q2_K, "Q2_K", 256, 84}, PL_PACK_Q2K, dequantize_q2_k, pack_q2_k};
-const pl_type pl_type_q3_k = {{PL_TYPE_Q3_K, "Q3_K", 256, 110}, PL_PACK_Q6K, dequantize_q3_k, pack_q3_k};
-const pl_type pl_type_q4_k = {{PL_TYPE_Q4_K, "Q4_K", 256, 144}, PL_PACK_Q4K, dequantize_q4_k, pack_q4_k};
-const pl_type pl_type_q5_k = {{PL_TYPE_Q5_K, "Q5_K", 256, 176}, PL_PACK_Q5K, dequantize_q5_k, pack_q5_k};
-const pl_type pl_type_q6_k = {{PL_TYPE_Q6_K, "Q6_K", 256, 210}, PL_PACK_Q6K, dequantize_q6_k, pack_q6_k};
+const pl_type pl_type_q2_k = {
+    {PL_TYPE_Q2_K, "Q2_K", 256, 84}, PL_PACK_Q2K, dequantize_q2_k, pack_q2_k, pl_quantize_q2_k};
+const pl_type pl_type_q3_k = {
+    {PL_TYPE_Q3_K, "Q3_K", 256, 110}, PL_PACK_Q6K, dequantize_q3_k, pack_q3_k, pl_quantize_q3_k};
+const pl_type pl_type_q4_k = {
+    {PL_TYPE_Q4_K, "Q4_K", 256, 144}, PL_PACK_Q4K, dequantize_q4_k, pack_q4_k, pl_quantize_q4_k};
+const pl_type pl_type_q5_k = {
+    {PL_TYPE_Q5_K, "Q5_K", 256, 176}, PL_PACK_Q5K, dequantize_q5_k, pack_q5_k, pl_quantize_q5_k};
+const pl_type pl_type_q6_k = {
+    {PL_TYPE_Q6_K, "Q6_K", 256, 210}, PL_PACK_Q6K, dequantize_q6_k, pack_q6_k, pl_quantize_q6_k};

@@ -27,4 +27,4 @@ static void pack_llama2c(const pl_source *source, int64_t row, void *strip, int3
 }
 
 const pl_type pl_type_llama2c_q8 = {
-    {PL_TYPE_LLAMA2C_Q8, "llama2.c int8", 1, 1}, PL_PACK_Q8F, dequantize_llama2c, pack_llama2c};
+    {PL_TYPE_LLAMA2C_Q8, "llama2.c int8", 1, 1}, PL_PACK_Q8F, dequantize_llama2c, pack_llama2c, NULL};

@@ -19,6 +19,13 @@ static inline const uint8_t *pl_source_row(const pl_source *source, const pl_typ
     return (const uint8_t *)source->data + (size_t)row * row_bytes;
 }
 
+/* kquantize.c */
+void pl_quantize_q2_k(const float *x, int64_t cols, void *out);
+void pl_quantize_q3_k(const float *x, int64_t cols, void *out);
+void pl_quantize_q4_k(const float *x, int64_t cols, void *out);
+void pl_quantize_q5_k(const float *x, int64_t cols, void *out);
+void pl_quantize_q6_k(const float *x, int64_t cols, void *out);
+
 void pl_pack_float_row(const float *values, int64_t cols, void *strip, int32_t lane);
 
 #endif

@@ -31,5 +31,5 @@ static void open_tq2_0(const uint8_t *bytes, int part, pl_coded *out) {
     for (int j = 0; j < 32; j++) out->code[j] = (int8_t)((qs[j] >> part % 4 * 2 & 3) - 1);
 }
 
-PL_CODED_TYPE(tq1_0, PL_TYPE_TQ1_0, "TQ1_0", 256, 54, PL_PACK_Q4)
-PL_CODED_TYPE(tq2_0, PL_TYPE_TQ2_0, "TQ2_0", 256, 66, PL_PACK_Q4)
+PL_CODED_TYPE(tq1_0, PL_TYPE_TQ1_0, "TQ1_0", 256, 54, PL_PACK_Q4, NULL)
+PL_CODED_TYPE(tq2_0, PL_TYPE_TQ2_0, "TQ2_0", 256, 66, PL_PACK_Q4, NULL)
