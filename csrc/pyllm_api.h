@@ -58,10 +58,25 @@ enum {
     PL_TYPE_Q5_0 = 6,
     PL_TYPE_Q5_1 = 7,
     PL_TYPE_Q8_0 = 8,
+    PL_TYPE_Q2_K = 10,
+    PL_TYPE_Q3_K = 11,
     PL_TYPE_Q4_K = 12,
     PL_TYPE_Q5_K = 13,
     PL_TYPE_Q6_K = 14,
+    PL_TYPE_Q8_K = 15,
+    PL_TYPE_IQ2_XXS = 16,
+    PL_TYPE_IQ2_XS = 17,
+    PL_TYPE_IQ3_XXS = 18,
+    PL_TYPE_IQ1_S = 19,
+    PL_TYPE_IQ4_NL = 20,
+    PL_TYPE_IQ3_S = 21,
+    PL_TYPE_IQ2_S = 22,
+    PL_TYPE_IQ4_XS = 23,
+    PL_TYPE_IQ1_M = 29,
     PL_TYPE_BF16 = 30,
+    PL_TYPE_TQ1_0 = 34,
+    PL_TYPE_TQ2_0 = 35,
+    PL_TYPE_MXFP4 = 39,
     PL_TYPE_LLAMA2C_Q8 = 1000, /* llama2.c v2: int8[n] then fp32 scales[n / group], groups run over the flat tensor */
 };
 
@@ -79,6 +94,12 @@ typedef struct pl_source {
 
 /* The reference dequantiser: out (rows, cols) fp32, the values the file means. */
 int32_t pl_dequantize(const pl_source *source, float *out, pl_error *err);
+
+/* Rows [first, first + n) of `source` as weights of another type, out (nbytes: n rows of it). Deterministic, whatever
+ * the number of threads. Not every type can be made: those without a quantiser are PL_UNSUPPORTED. Weights that are not
+ * finite, or too large for a half-precision scale, are PL_FORMAT. */
+int32_t pl_quantize(const pl_source *source, int64_t first, int64_t n, int32_t type, int32_t threads, void *out,
+                    size_t nbytes, pl_error *err);
 
 /* One matrix product through the kernels of one level, for tests and benchmarks: packs `source`, prepares x as the
  * forward pass would (planes: 2 for precision "high", 1 for "fast"), and computes y = x W^T.

@@ -122,6 +122,32 @@ def dequantize(type_id: int, rows: int, cols: int, data: Any, group: int = 0) ->
     return out
 
 
+def quantize(
+    to_type: int,
+    type_id: int,
+    rows: int,
+    cols: int,
+    data: Any,
+    group: int = 0,
+    *,
+    first: int = 0,
+    n: int | None = None,
+    threads: int = 1,
+) -> np.ndarray:
+    """Rows [first, first + n) of a stored tensor as weights of another type: uint8 (n, bytes of a row of it).
+
+    Deterministic. Raises UnsupportedModelError for a type that cannot be made, ModelFormatError for weights that are
+    not finite.
+    """
+    info, err = lib.pl_type_find(to_type), _error()
+    n = rows - first if n is None else n
+    row_bytes = cols // info.block_elements * info.block_bytes if info != ffi.NULL else 0
+    out = np.empty((max(n, 0), row_bytes), np.uint8)
+    source, _buffer = _source(type_id, rows, cols, data, group)
+    check(lib.pl_quantize(source, first, n, to_type, threads, ffi.from_buffer(out), out.nbytes, err), err)
+    return out
+
+
 def matmul_once(
     isa: str, type_id: int, rows: int, cols: int, data: Any, x: np.ndarray, planes: int = 2, group: int = 0
 ) -> np.ndarray:

@@ -473,7 +473,7 @@ def _bind_all(
     native: _core.NativeModel, checkpoint: Checkpoint, config: ModelConfig, progress: Progress | bool | None
 ) -> None:
     """Pack every tensor into the model's memory, in the order of the file, and let its pages go."""
-    bindings = sorted(architectures.bindings(checkpoint, config), key=lambda b: b.tensor.offset)
+    bindings = sorted(architectures.bindings(checkpoint, config), key=lambda b: (b.tensor.part, b.tensor.offset))
     total, done = sum(b.tensor.nbytes for b in bindings), 0
     with reporting(progress, f"loading {checkpoint.path.name}") as report:
         for b in bindings:
@@ -488,9 +488,10 @@ def _bind_all(
 
 def _forget(checkpoint: Checkpoint, tensor: TensorSpec) -> None:
     """Tell the system that the tensor's pages are no longer needed: memory then holds the weights once, not twice."""
-    if isinstance(checkpoint.buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    buffer = checkpoint.buffer_of(tensor)
+    if isinstance(buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        checkpoint.buffer.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.nbytes - start)
+        buffer.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.nbytes - start)
 
 
 def _text_limits(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[int | None, frozenset[int]]:
@@ -522,13 +523,15 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 over a file's size and 64 pieces spread evenly over it: cheap, and another for any other model."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
+    """SHA-256 over each file's size and 64 pieces spread evenly over it: cheap, and another for any other model."""
+    digest = hashlib.sha256()
+    for part in formats.files_of(path):
+        size = part.stat().st_size
+        digest.update(str(size).encode())
+        with open(part, "rb") as file:
+            for i in range(_SAMPLES):
+                file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from tinygguf import BLOCKS, F32
+from tinygguf import BLOCKS, F32, put_scales
 
 from pyllm import _core
 
@@ -64,7 +64,7 @@ def blocks_of(type_id: int, rows: int, cols: int) -> tuple[int, int]:
 
 
 def scale_fields(type_id: int) -> list[int]:
-    """Where in a block the half-precision scales and minima are."""
+    """Where in a block the scales and minima are."""
     return list(BLOCKS[type_id][2]) if type_id in BLOCKS else []
 
 
@@ -82,10 +82,10 @@ def odd_weights(rng: np.random.Generator, type_id: int, rows: int, cols: int, gr
         return bytes(rng.choice(np.array(ODD_FLOATS, "<f4"), (rows, cols)).tobytes())
     if type_id == LLAMA2C_Q8:
         return rng.bytes(count) + rng.choice(np.array(ODD_FLOATS, "<f4"), rows * cols // group).tobytes()
-    halves = np.array(ODD_HALVES, "<u2")
+    halves = np.array(ODD_HALVES, "<u2").view("<f2")
     blocks = np.frombuffer(rng.bytes(count * nbytes), np.uint8).reshape(count, nbytes).copy()
     for offset in scale_fields(type_id) or [0]:  # a float type's block is one weight
-        blocks[:, offset : offset + 2] = rng.choice(halves, count)[:, None].view(np.uint8)
+        put_scales(blocks, type_id, offset, rng.choice(halves, count))
     return bytes(blocks.tobytes())
 
 

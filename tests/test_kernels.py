@@ -26,7 +26,7 @@ from bits import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinygguf import BF16, BLOCKS, F16, F32, Q4_1, Q4_K, Q5_1, Q5_K, Q8_0, random_weights
+from tinygguf import BF16, BLOCKS, F16, F32, Q2_K, Q4_1, Q4_K, Q5_1, Q5_K, Q8_0, put_scales, random_weights
 
 from pyllm import _core
 
@@ -61,7 +61,7 @@ def extreme_codes(rng: np.random.Generator, type_id: int, rows: int, cols: int) 
     if type_id == LLAMA2C_Q8:
         return blocks.tobytes() + np.full(rows * cols // 32, 0.01, "<f4").tobytes()
     for offset, magnitude in BLOCKS[type_id][2].items():
-        blocks[:, offset : offset + 2] = np.array([magnitude], "<f2").view(np.uint8)
+        put_scales(blocks, type_id, offset, np.full(count, magnitude, "<f2"))
     return bytes(blocks.tobytes())
 
 
@@ -245,11 +245,11 @@ def parts(type_id: int, rows: int, columns: int, weights: bytes) -> tuple[Array,
     the codes leaves the minima.
     """
     values = _core.dequantize(type_id, rows, columns, weights, group_of(type_id)).astype(np.float64)
-    codes_at = {Q4_1: 4, Q5_1: 4, Q4_K: 16, Q5_K: 16}
+    codes_at = {Q4_1: (4, 20), Q5_1: (4, 24), Q2_K: (16, 80), Q4_K: (16, 144), Q5_K: (16, 176)}
     if type_id not in codes_at:
         return values, np.abs(values)
     blocks = np.frombuffer(weights, np.uint8).reshape(blocks_of(type_id, rows, columns)).copy()
-    blocks[:, codes_at[type_id] :] = 0
+    blocks[:, slice(*codes_at[type_id])] = 0
     minima = _core.dequantize(type_id, rows, columns, blocks).astype(np.float64)
     return values, np.abs(values - minima) + np.abs(minima)
 

@@ -19,8 +19,10 @@ PACKING = {UINT8: "B", INT8: "b", UINT16: "H", INT16: "h", UINT32: "I", INT32: "
 PACKING |= {UINT64: "Q", INT64: "q", FLOAT64: "d"}
 
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16 = 0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 30
+Q2_K, Q3_K, Q8_K, IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ4_NL = 10, 11, 15, 16, 17, 18, 19, 20
+IQ3_S, IQ2_S, IQ4_XS, IQ1_M, TQ1_0, TQ2_0, MXFP4 = 21, 22, 23, 29, 34, 35, 39
 
-# type -> (elements per block, bytes per block, {byte offset of an fp16 field: its magnitude})
+# type -> (elements per block, bytes per block, {byte offset of a scale or minimum: its magnitude})
 BLOCKS: dict[int, tuple[int, int, dict[int, float]]] = {
     Q4_0: (32, 18, {0: 0.012}),
     Q4_1: (32, 20, {0: 0.012, 2: -0.09}),
@@ -30,6 +32,21 @@ BLOCKS: dict[int, tuple[int, int, dict[int, float]]] = {
     Q4_K: (256, 144, {0: 0.0002, 2: 0.0015}),
     Q5_K: (256, 176, {0: 0.0001, 2: 0.0015}),
     Q6_K: (256, 210, {208: 0.00005}),
+    Q2_K: (256, 84, {80: 0.008, 82: 0.01}),
+    Q3_K: (256, 110, {108: 0.002}),
+    Q8_K: (256, 292, {0: 0.0008}),
+    IQ2_XXS: (256, 66, {0: 0.001}),
+    IQ2_XS: (256, 74, {0: 0.001}),
+    IQ2_S: (256, 82, {0: 0.001}),
+    IQ3_XXS: (256, 98, {0: 0.0006}),
+    IQ3_S: (256, 110, {0: 0.0006}),
+    IQ1_S: (256, 50, {0: 0.01}),
+    IQ1_M: (256, 56, {48: 0.01}),
+    IQ4_NL: (32, 18, {0: 0.001}),
+    IQ4_XS: (256, 136, {0: 0.00005}),
+    TQ1_0: (256, 54, {52: 0.1}),
+    TQ2_0: (256, 66, {64: 0.1}),
+    MXFP4: (32, 17, {0: 0.02}),
 }
 
 Tensor = tuple[int, tuple[int, ...], bytes]  # type number, row-major shape, the data
@@ -122,12 +139,28 @@ def random_weights(rng: np.random.Generator, type_id: int, rows: int, cols: int)
     """Bytes of a (rows, cols) matrix of any runnable type, with values of the order of 0.1."""
     if type_id not in BLOCKS:
         return float_bytes(type_id, rng.normal(0, 0.1, (rows, cols)).astype(np.float32))
-    elements, nbytes, halves = BLOCKS[type_id]
+    elements, nbytes, scales = BLOCKS[type_id]
     blocks = rng.integers(0, 256, (rows * cols // elements, nbytes), dtype=np.uint8)
-    for offset, magnitude in halves.items():
-        value = (magnitude * rng.uniform(0.5, 1.5, len(blocks))).astype("<f2")
-        blocks[:, offset : offset + 2] = value.view(np.uint8).reshape(-1, 2)
+    if type_id == TQ2_0:  # two bits for three values: no file has the fourth, 2
+        blocks[:, :64] = (rng.integers(0, 3, (len(blocks), 64, 4)) << np.arange(0, 8, 2)).sum(axis=2)
+    for offset, magnitude in scales.items():
+        put_scales(blocks, type_id, offset, (magnitude * rng.uniform(0.5, 1.5, len(blocks))).astype("<f2"))
     return blocks.tobytes()
+
+
+def put_scales(blocks: np.ndarray[Any, Any], type_id: int, offset: int, scales: np.ndarray[Any, Any]) -> None:
+    """Writes one fp16 number (n,) into each of n blocks, in the form that the type has for it."""
+    if type_id == Q8_K:
+        blocks[:, offset : offset + 4] = scales.astype("<f4").view(np.uint8).reshape(-1, 4)
+    elif type_id == MXFP4:  # a power of two, or the largest one
+        exponents = np.frexp(np.abs(scales.astype(np.float64)))[1] + 126
+        blocks[:, offset] = np.where(np.isfinite(scales), exponents.clip(0, 254), 255)
+    elif type_id == IQ1_M:  # nibble i in the top of word i, whose other bits are small scales
+        for i in range(4):
+            nibble = (scales.view("<u2") >> 4 * i & 15).astype(np.uint8)
+            blocks[:, offset + 2 * i + 1] = blocks[:, offset + 2 * i + 1] & 15 | nibble << 4
+    else:
+        blocks[:, offset : offset + 2] = scales.view(np.uint8).reshape(-1, 2)
 
 
 def float_bytes(type_id: int, values: np.ndarray[Any, Any]) -> bytes:

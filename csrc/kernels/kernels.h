@@ -53,7 +53,7 @@ static inline int64_t pl_acts_ldq(int64_t k, int32_t planes) { return k * planes
  *   float:      chain j < 4:  s_j = fma(w[k], x[k], s_j) over k = j, j + 4, ...;  y = (s_0 + s_1) + (s_2 + s_3)
  *   quantised:  per 32 k:     y = fma((float)S, scale_w * scale_x, y), S = sum code * a exactly in int32
  *               then, with a minimum:  y = fma(minimum, offset, y)
- *               Q6_K:         two such steps per 32 k, one for each 16 */
+ *               Q6K, Q8H, Q2K: two such steps per 32 k, one for each 16 (Q2K's minima too, their offsets too) */
 typedef void pl_matmul_fn(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, float *y,
                           int64_t ldy, int add);
 
@@ -84,6 +84,12 @@ typedef struct pl_kernels {
 } pl_kernels;
 
 extern const pl_kernels pl_kernels_scalar;
+
+/* A level's product; the scalar one where it has none of its own. */
+static inline pl_matmul_fn *pl_matmul_of(const pl_kernels *kernels, pl_packing packing) {
+    pl_matmul_fn *own = kernels->matmul[packing];
+    return own ? own : pl_kernels_scalar.matmul[packing];
+}
 #if defined(__x86_64__)
 extern const pl_kernels pl_kernels_avx2;   /* needs AVX2, FMA, F16C */
 extern const pl_kernels pl_kernels_avx512; /* needs AVX-512 F, BW, DQ, VL, VNNI, and all of AVX2's */

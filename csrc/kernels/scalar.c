@@ -34,10 +34,10 @@ static inline void matmul_float(float weight(const void *, int64_t, int), const 
 
 /* ---- quantised weights ------------------------------------------------------------------------------------------ */
 
-/* 32 weights of one row: value = scale[k / 16] * code[k] + minimum. */
+/* 32 weights of one row: value = scale[k / 16] * code[k] + minimum[k / 16]. */
 typedef struct row_block {
     int16_t code[PL_BLOCK];
-    float scale[2], minimum;
+    float scale[2], minimum[2];
 } row_block;
 
 typedef void open_fn(const void *strip, int64_t block, int row, row_block *out);
@@ -68,7 +68,7 @@ static void open_codes8(const pl_codes8 *codes, int row, int16_t *code) {
 
 static void set_scale(row_block *out, float scale, float minimum) {
     out->scale[0] = out->scale[1] = scale;
-    out->minimum = minimum;
+    out->minimum[0] = out->minimum[1] = minimum;
 }
 
 static void open_q8(const void *strip, int64_t block, int row, row_block *out) {
@@ -130,7 +130,27 @@ static void open_q6k(const void *strip, int64_t block, int row, row_block *out) 
     for (int half = 0; half < 2; half++) {
         out->scale[half] = pl_float_from_f16(b->d[row]) * (float)b->sc[2 * j + half][row];
     }
-    out->minimum = 0;
+    out->minimum[0] = out->minimum[1] = 0;
+}
+
+static void open_q8h(const void *strip, int64_t block, int row, row_block *out) {
+    const pl_strip_q8h *b = (const pl_strip_q8h *)strip + block / 8;
+    int j = (int)(block % 8);
+    open_codes8(&b->codes[j], row, out->code);
+    for (int half = 0; half < 2; half++) {
+        out->scale[half] = b->d[2 * j + half][row];
+        out->minimum[half] = 0;
+    }
+}
+
+static void open_q2k(const void *strip, int64_t block, int row, row_block *out) {
+    const pl_strip_q2k *b = (const pl_strip_q2k *)strip + block / 8;
+    int j = (int)(block % 8);
+    for (int i = 0; i < 32; i++) out->code[i] = b->codes[j].h2[i / 16][row][i % 4] >> (i / 4 % 4 * 2) & 3;
+    for (int half = 0; half < 2; half++) {
+        out->scale[half] = pl_float_from_f16(b->d[row]) * (float)b->sc[2 * j + half][row];
+        out->minimum[half] = -(pl_float_from_f16(b->dmin[row]) * (float)b->mn[2 * j + half][row]);
+    }
 }
 
 /* sum of code * a over k in [begin, end) of a block, q (planes, 32); at most 32 * 128 * 32767 < 2^31. */
@@ -148,9 +168,11 @@ static float add_block(const row_block *w, int steps, int has_minimum, const pl_
     const pl_act_block *a = &x->blocks[column * (x->k / PL_BLOCK) + b];
     for (int s = 0; s < steps; s++) {
         int32_t exact = dot(w->code, q, x->planes, s * 16, s == steps - 1 ? 32 : 16);
+        float offset = steps == 1 ? a->offset : a->scale * (float)-a->minus_half[s];
         sum = fmaf((float)exact, w->scale[s] * a->scale, sum);
+        if (has_minimum) sum = fmaf(w->minimum[s], offset, sum);
     }
-    return has_minimum ? fmaf(w->minimum, a->offset, sum) : sum;
+    return sum;
 }
 
 static inline void matmul_quantised(open_fn open, int steps, int has_minimum, const void *strip, const pl_acts *x,
@@ -196,11 +218,13 @@ QUANTISED_MATMUL(q5m, PL_PACK_Q5M, 1, 1)
 QUANTISED_MATMUL(q4k, PL_PACK_Q4K, 1, 1)
 QUANTISED_MATMUL(q5k, PL_PACK_Q5K, 1, 1)
 QUANTISED_MATMUL(q6k, PL_PACK_Q6K, 2, 0)
+QUANTISED_MATMUL(q8h, PL_PACK_Q8H, 2, 0)
+QUANTISED_MATMUL(q2k, PL_PACK_Q2K, 2, 1)
 
 static open_fn *const openers[PL_PACK_COUNT] = {
-    [PL_PACK_Q8] = open_q8,   [PL_PACK_Q8F] = open_q8f, [PL_PACK_Q4] = open_q4,
-    [PL_PACK_Q4M] = open_q4m, [PL_PACK_Q5] = open_q5,   [PL_PACK_Q5M] = open_q5m,
-    [PL_PACK_Q4K] = open_q4k, [PL_PACK_Q5K] = open_q5k, [PL_PACK_Q6K] = open_q6k,
+    [PL_PACK_Q8] = open_q8,   [PL_PACK_Q8F] = open_q8f, [PL_PACK_Q4] = open_q4,   [PL_PACK_Q4M] = open_q4m,
+    [PL_PACK_Q5] = open_q5,   [PL_PACK_Q5M] = open_q5m, [PL_PACK_Q4K] = open_q4k, [PL_PACK_Q5K] = open_q5k,
+    [PL_PACK_Q6K] = open_q6k, [PL_PACK_Q8H] = open_q8h, [PL_PACK_Q2K] = open_q2k,
 };
 
 void pl_strip_row(pl_packing packing, const void *strip, int64_t k, int32_t row, float *out) {
@@ -211,7 +235,7 @@ void pl_strip_row(pl_packing packing, const void *strip, int64_t k, int32_t row,
     for (int64_t b = 0; b < k / PL_BLOCK; b++) {
         row_block w;
         openers[packing](strip, b, row, &w);
-        for (int j = 0; j < PL_BLOCK; j++) *out++ = w.scale[j / 16] * (float)w.code[j] + w.minimum;
+        for (int j = 0; j < PL_BLOCK; j++) *out++ = w.scale[j / 16] * (float)w.code[j] + w.minimum[j / 16];
     }
 }
 
@@ -333,7 +357,9 @@ const pl_kernels pl_kernels_scalar = {
                [PL_PACK_Q5M] = matmul_q5m,
                [PL_PACK_Q4K] = matmul_q4k,
                [PL_PACK_Q5K] = matmul_q5k,
-               [PL_PACK_Q6K] = matmul_q6k},
+               [PL_PACK_Q6K] = matmul_q6k,
+               [PL_PACK_Q8H] = matmul_q8h,
+               [PL_PACK_Q2K] = matmul_q2k},
     .quantize = quantize,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,

@@ -117,7 +117,7 @@ static int64_t columns_per_pass(const pl_matrix *w, const pl_acts *x) {
 static void deliver(const pl_kernels *kernels, const pl_matrix *w, const uint8_t *strips, const pl_acts *x, int64_t c,
                     int64_t n, int64_t row, int64_t rows, const pl_output *y) {
     float tile[2 * PL_STRIP * COLUMNS_PER_PASS];
-    kernels->matmul[w->packing](strips, (rows + PL_STRIP - 1) / PL_STRIP, x, c, n, tile, 2 * PL_STRIP, 0);
+    pl_matmul_of(kernels, w->packing)(strips, (rows + PL_STRIP - 1) / PL_STRIP, x, c, n, tile, 2 * PL_STRIP, 0);
     for (int64_t i = 0; i < n; i++) {
         float *to = (y->columns ? y->columns[c + i] : y->base + (c + i) * y->ld) + row;
         if (y->add) {
@@ -136,7 +136,7 @@ static void multiply(const pl_kernels *kernels, const pl_matrix *w, const pl_act
     if (y->columns && n > 1) whole = 0;
     if (whole > 0) {
         float *to = y->columns ? y->columns[c] : y->base + c * y->ld;
-        kernels->matmul[w->packing](strips, whole, x, c, n, to + begin, y->ld, y->add);
+        pl_matmul_of(kernels, w->packing)(strips, whole, x, c, n, to + begin, y->ld, y->add);
     }
     for (int64_t row = begin + whole * PL_STRIP; row < end; row += 2 * PL_STRIP) {
         int64_t rows = end - row < 2 * PL_STRIP ? end - row : 2 * PL_STRIP;

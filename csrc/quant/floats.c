@@ -47,6 +47,22 @@ static void pack_bf16(const pl_source *source, int64_t row, void *strip, int32_t
     for (int64_t k = 0; k < source->cols; k++) out[(k / 2 * PL_STRIP + lane) * 2 + k % 2] = load16(in, k);
 }
 
-const pl_type pl_type_f32 = {{PL_TYPE_F32, "F32", 1, 4}, PL_PACK_F32, dequantize_f32, pack_f32};
-const pl_type pl_type_f16 = {{PL_TYPE_F16, "F16", 1, 2}, PL_PACK_F16, dequantize_f16, pack_f16};
-const pl_type pl_type_bf16 = {{PL_TYPE_BF16, "BF16", 1, 2}, PL_PACK_BF16, dequantize_bf16, pack_bf16};
+static void quantize_f32(const float *x, int64_t cols, void *out) { memcpy(out, x, (size_t)cols * sizeof *x); }
+
+static void store16(void *out, int64_t i, uint16_t value) { memcpy((uint8_t *)out + 2 * i, &value, sizeof value); }
+
+static void quantize_f16(const float *x, int64_t cols, void *out) {
+    for (int64_t k = 0; k < cols; k++) store16(out, k, pl_f16_from_float(x[k]));
+}
+
+/* To nearest even; x is finite. */
+static void quantize_bf16(const float *x, int64_t cols, void *out) {
+    for (int64_t k = 0; k < cols; k++) {
+        uint32_t bits = pl_float_bits(x[k]);
+        store16(out, k, (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16));
+    }
+}
+
+const pl_type pl_type_f32 = {{PL_TYPE_F32, "F32", 1, 4}, PL_PACK_F32, dequantize_f32, pack_f32, quantize_f32};
+const pl_type pl_type_f16 = {{PL_TYPE_F16, "F16", 1, 2}, PL_PACK_F16, dequantize_f16, pack_f16, quantize_f16};
+const pl_type pl_type_bf16 = {{PL_TYPE_BF16, "BF16", 1, 2}, PL_PACK_BF16, dequantize_bf16, pack_bf16, quantize_bf16};

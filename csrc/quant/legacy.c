@@ -1,5 +1,9 @@
 /* Q8_0, Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32 with one f16 scale, and a minimum in the _1 types. */
+#include <math.h>
+
 #include "quant/blocks.h"
+#include "quant/fit.h"
+#include "quant/pack.h"
 #include "quant/rows.h"
 
 /* Loops over the blocks of a row: `block` is the file's, `strip` the packed one. */
@@ -74,8 +78,7 @@ static void pack_q8_0(const pl_source *source, int64_t row, void *strip, int32_t
     pl_strip_q8 *out = strip;
     FOR_EACH_BLOCK(pl_type_q8_0, pl_block_q8_0) {
         out->d[lane] = pl_load16(block->d);
-        for (int g = 0; g < 8; g++) pl_store32(out->codes.q[g][lane], pl_load32(block->qs + 4 * g) ^ 0x80808080);
-        out++;
+        pl_pack_codes8(&out++->codes, lane, block->qs);
     }
 }
 
@@ -113,8 +116,92 @@ static void pack_q5_1(const pl_source *source, int64_t row, void *strip, int32_t
     }
 }
 
-const pl_type pl_type_q8_0 = {{PL_TYPE_Q8_0, "Q8_0", 32, 34}, PL_PACK_Q8, dequantize_q8_0, pack_q8_0};
-const pl_type pl_type_q4_0 = {{PL_TYPE_Q4_0, "Q4_0", 32, 18}, PL_PACK_Q4, dequantize_q4_0, pack_q4_0};
-const pl_type pl_type_q4_1 = {{PL_TYPE_Q4_1, "Q4_1", 32, 20}, PL_PACK_Q4M, dequantize_q4_1, pack_q4_1};
-const pl_type pl_type_q5_0 = {{PL_TYPE_Q5_0, "Q5_0", 32, 22}, PL_PACK_Q5, dequantize_q5_0, pack_q5_0};
-const pl_type pl_type_q5_1 = {{PL_TYPE_Q5_1, "Q5_1", 32, 24}, PL_PACK_Q5M, dequantize_q5_1, pack_q5_1};
+/* ---- quantising ------------------------------------------------------------------------------------------------- */
+
+static float put_f16(uint8_t at[2], float value) {
+    uint16_t half = pl_f16_from_float(value);
+    memcpy(at, &half, sizeof half);
+    return pl_float_from_f16(half);
+}
+
+/* As ggml does, to the bit: with 255 steps there is nothing to search for. */
+static void quantize_q8_0(const float *x, int64_t cols, void *out) {
+    pl_block_q8_0 *block = out;
+    for (int64_t k = 0; k < cols; k += 32, block++) {
+        float largest = 0;
+        for (int j = 0; j < 32; j++) largest = fabsf(x[k + j]) > largest ? fabsf(x[k + j]) : largest;
+        float d = largest / 127, inverse = d > 0 ? 1 / d : 0;
+        put_f16(block->d, d);
+        for (int j = 0; j < 32; j++) block->qs[j] = (int8_t)roundf(x[k + j] * inverse);
+    }
+}
+
+/* Codes (32) from 0 on of a block with one scale and, if there is an m, a minimum. Both go where they belong. */
+static void fit_block(const float *x, int high, uint8_t d[2], uint8_t *m, int8_t code[32]) {
+    float weight[32];
+    pl_fit_weights(x, 32, weight);
+    if (m) {
+        pl_fit fit = pl_fit_affine(x, weight, 32, high, 1);
+        float scale = put_f16(d, fit.scale), minimum = -put_f16(m, -fit.minimum);
+        pl_fit_codes(x, 32, scale, minimum, 0, high, code);
+    } else {
+        int half = (high + 1) / 2;
+        pl_fit fit = pl_fit_scale(x, weight, 32, -half, high - half);
+        pl_fit_codes(x, 32, put_f16(d, fit.scale), 0, -half, high - half, code);
+        for (int j = 0; j < 32; j++) code[j] = (int8_t)(code[j] + half);
+    }
+}
+
+static void put_nibbles(const int8_t code[32], uint8_t qs[16]) {
+    for (int j = 0; j < 16; j++) qs[j] = (uint8_t)((code[j] & 15) | (code[j + 16] & 15) << 4);
+}
+
+static void put_fifth_bits(const int8_t code[32], uint8_t qh[4]) {
+    uint32_t bits = 0;
+    for (int j = 0; j < 32; j++) bits |= (uint32_t)(code[j] >> 4) << j;
+    pl_store32(qh, bits);
+}
+
+static void quantize_q4_0(const float *x, int64_t cols, void *out) {
+    pl_block_q4_0 *block = out;
+    for (int64_t k = 0; k < cols; k += 32, block++) {
+        int8_t code[32];
+        fit_block(x + k, 15, block->d, NULL, code);
+        put_nibbles(code, block->qs);
+    }
+}
+
+static void quantize_q4_1(const float *x, int64_t cols, void *out) {
+    pl_block_q4_1 *block = out;
+    for (int64_t k = 0; k < cols; k += 32, block++) {
+        int8_t code[32];
+        fit_block(x + k, 15, block->d, block->m, code);
+        put_nibbles(code, block->qs);
+    }
+}
+
+static void quantize_q5_0(const float *x, int64_t cols, void *out) {
+    pl_block_q5_0 *block = out;
+    for (int64_t k = 0; k < cols; k += 32, block++) {
+        int8_t code[32];
+        fit_block(x + k, 31, block->d, NULL, code);
+        put_nibbles(code, block->qs);
+        put_fifth_bits(code, block->qh);
+    }
+}
+
+static void quantize_q5_1(const float *x, int64_t cols, void *out) {
+    pl_block_q5_1 *block = out;
+    for (int64_t k = 0; k < cols; k += 32, block++) {
+        int8_t code[32];
+        fit_block(x + k, 31, block->d, block->m, code);
+        put_nibbles(code, block->qs);
+        put_fifth_bits(code, block->qh);
+    }
+}
+
+const pl_type pl_type_q8_0 = {{PL_TYPE_Q8_0, "Q8_0", 32, 34}, PL_PACK_Q8, dequantize_q8_0, pack_q8_0, quantize_q8_0};
+const pl_type pl_type_q4_0 = {{PL_TYPE_Q4_0, "Q4_0", 32, 18}, PL_PACK_Q4, dequantize_q4_0, pack_q4_0, quantize_q4_0};
+const pl_type pl_type_q4_1 = {{PL_TYPE_Q4_1, "Q4_1", 32, 20}, PL_PACK_Q4M, dequantize_q4_1, pack_q4_1, quantize_q4_1};
+const pl_type pl_type_q5_0 = {{PL_TYPE_Q5_0, "Q5_0", 32, 22}, PL_PACK_Q5, dequantize_q5_0, pack_q5_0, quantize_q5_0};
+const pl_type pl_type_q5_1 = {{PL_TYPE_Q5_1, "Q5_1", 32, 24}, PL_PACK_Q5M, dequantize_q5_1, pack_q5_1, quantize_q5_1};

@@ -1,5 +1,6 @@
 /* llama2.c's int8 (version 2): int8[n], then fp32 scales[n / group], groups over the flattened tensor. */
 #include "quant/blocks.h"
+#include "quant/pack.h"
 #include "quant/rows.h"
 
 static float group_scale(const pl_source *source, int64_t element) {
@@ -21,9 +22,9 @@ static void pack_llama2c(const pl_source *source, int64_t row, void *strip, int3
     pl_strip_q8f *out = strip;
     for (int64_t k = 0; k < source->cols; k += PL_BLOCK, out++) {
         out->d[lane] = group_scale(source, first + k);
-        for (int g = 0; g < 8; g++) pl_store32(out->codes.q[g][lane], pl_load32(q + k + 4 * g) ^ 0x80808080);
+        pl_pack_codes8(&out->codes, lane, q + k);
     }
 }
 
 const pl_type pl_type_llama2c_q8 = {
-    {PL_TYPE_LLAMA2C_Q8, "llama2.c int8", 1, 1}, PL_PACK_Q8F, dequantize_llama2c, pack_llama2c};
+    {PL_TYPE_LLAMA2C_Q8, "llama2.c int8", 1, 1}, PL_PACK_Q8F, dequantize_llama2c, pack_llama2c, NULL};

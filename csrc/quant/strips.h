@@ -24,11 +24,15 @@ typedef enum pl_packing {
     PL_PACK_Q4K,
     PL_PACK_Q5K,
     PL_PACK_Q6K,
+    PL_PACK_Q8H,
+    PL_PACK_Q2K,
     PL_PACK_COUNT
 } pl_packing;
 
 /* The bit planes of 32 k. q: low nibble = group g, high nibble = group g + 4, for g < 4. h: bit g of byte [row][i] is
- * the fifth bit of group g. h2: bits 2 (g % 4) and up of byte [g / 4][row][i] are bits 4 and 5 of group g. */
+ * the fifth bit of group g. h2: bits 2 (g % 4) and up of byte [g / 4][row][i] are bits 4 and 5 of group g;
+ * in pl_codes2 they are all there is of it. */
+typedef struct { uint8_t h2[2][16][4]; } pl_codes2;
 typedef struct { uint8_t q[4][16][4]; } pl_codes4;
 typedef struct { uint8_t h[16][4], q[4][16][4]; } pl_codes5;
 typedef struct { uint8_t h2[2][16][4], q[4][16][4]; } pl_codes6;
@@ -74,12 +78,22 @@ typedef struct {
     int8_t sc[16][16];
     pl_codes6 codes[8];
 } pl_strip_q6k; /* (d sc) (code - 32), sc per 16 */
+typedef struct {
+    float d[16][16];
+    pl_codes8 codes[8];
+} pl_strip_q8h; /* d code, d per 16 k */
+typedef struct {
+    uint16_t d[16], dmin[16];
+    uint8_t sc[16][16], mn[16][16];
+    pl_codes2 codes[8];
+} pl_strip_q2k; /* (d sc) code - (dmin mn), sc and mn per 16 */
 
 _Static_assert(sizeof(pl_strip_q8) == 544 && sizeof(pl_strip_q8f) == 576, "strip layout");
 _Static_assert(sizeof(pl_strip_q4) == 288 && sizeof(pl_strip_q4m) == 320, "strip layout");
 _Static_assert(sizeof(pl_strip_q5) == 352 && sizeof(pl_strip_q5m) == 384, "strip layout");
 _Static_assert(sizeof(pl_strip_q4k) == 2368 && sizeof(pl_strip_q5k) == 2880, "strip layout");
-_Static_assert(sizeof(pl_strip_q6k) == 3360, "strip layout");
+_Static_assert(sizeof(pl_strip_q6k) == 3360 && sizeof(pl_strip_q8h) == 5120, "strip layout");
+_Static_assert(sizeof(pl_strip_q2k) == 1600, "strip layout");
 
 typedef struct pl_packing_info {
     int32_t elements; /* k per block; 1 for floats */

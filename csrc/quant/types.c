@@ -10,11 +10,15 @@ const pl_packing_info pl_packings[PL_PACK_COUNT] = {
     [PL_PACK_Q4M] = {32, sizeof(pl_strip_q4m), 0},  [PL_PACK_Q5] = {32, sizeof(pl_strip_q5), 0},
     [PL_PACK_Q5M] = {32, sizeof(pl_strip_q5m), 0},  [PL_PACK_Q4K] = {256, sizeof(pl_strip_q4k), 0},
     [PL_PACK_Q5K] = {256, sizeof(pl_strip_q5k), 0}, [PL_PACK_Q6K] = {256, sizeof(pl_strip_q6k), 0},
+    [PL_PACK_Q8H] = {256, sizeof(pl_strip_q8h), 0}, [PL_PACK_Q2K] = {256, sizeof(pl_strip_q2k), 0},
 };
 
 static const pl_type *const table[] = {
-    &pl_type_f32,  &pl_type_f16,  &pl_type_bf16, &pl_type_q8_0, &pl_type_q4_0, &pl_type_q4_1,
-    &pl_type_q5_0, &pl_type_q5_1, &pl_type_q4_k, &pl_type_q5_k, &pl_type_q6_k, &pl_type_llama2c_q8,
+    &pl_type_f32,   &pl_type_f16,   &pl_type_bf16,    &pl_type_q8_0,   &pl_type_q4_0,   &pl_type_q4_1,
+    &pl_type_q5_0,  &pl_type_q5_1,  &pl_type_q4_k,    &pl_type_q5_k,   &pl_type_q6_k,   &pl_type_llama2c_q8,
+    &pl_type_q2_k,  &pl_type_q3_k,  &pl_type_q8_k,    &pl_type_iq4_nl, &pl_type_iq4_xs, &pl_type_mxfp4,
+    &pl_type_tq1_0, &pl_type_tq2_0, &pl_type_iq2_xxs, &pl_type_iq2_xs, &pl_type_iq2_s,  &pl_type_iq3_xxs,
+    &pl_type_iq3_s, &pl_type_iq1_s, &pl_type_iq1_m,
 };
 enum { TABLE_SIZE = sizeof table / sizeof *table };
 

@@ -12,6 +12,8 @@ typedef struct pl_type {
     void (*dequantize_row)(const pl_source *source, int64_t row, float *out);
     /* Writes row `row` of the file as row `lane` of a zeroed strip. */
     void (*pack_row)(const pl_source *source, int64_t row, void *strip, int32_t lane);
+    /* x (cols), finite and at most 65504 in size, as a row of blocks; NULL where there is no quantiser. */
+    void (*quantize_row)(const float *x, int64_t cols, void *out);
 } pl_type;
 
 const pl_type *pl_type_row(int32_t id); /* NULL if unknown */

@@ -51,7 +51,9 @@ def _family(checkpoint: Checkpoint) -> Family:
     if not isinstance(name, str):
         raise ModelFormatError(f"{checkpoint.path}: metadata general.architecture is missing; the file is incomplete")
     if checkpoint.metadata.get("split.count", 1) not in (0, 1):
-        raise UnsupportedModelError(f"{checkpoint.path}: one part of a split GGUF; merge the parts into one file")
+        raise UnsupportedModelError(
+            f"{checkpoint.path}: one part of a split GGUF; give all parts their names, NAME-00001-of-0000N.gguf"
+        )
     if name not in FAMILIES or name == "llama2c":
         known = ", ".join(sorted(set(FAMILIES) - {"llama2c"}))
         raise UnsupportedModelError(f"{checkpoint.path}: general.architecture is {name!r}; pyllm runs: {known}")

@@ -8,19 +8,42 @@ import stat
 from pathlib import Path
 
 from pyllm.errors import ModelFormatError, UnsupportedModelError
-from pyllm.formats import foreign, gguf, llama2c
+from pyllm.formats import foreign, gguf, llama2c, split
 from pyllm.formats.checkpoint import Buffer, Checkpoint, TensorSpec
+from pyllm.formats.split import files_of
 
-__all__ = ["Checkpoint", "TensorSpec", "open_checkpoint", "parse"]
+__all__ = ["Checkpoint", "TensorSpec", "files_of", "open_checkpoint", "parse"]
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Maps a model file and parses its header; the format is found from the first bytes, never from the name.
 
+    Only the name tells a GGUF in several files, NAME-00001-of-0000N.gguf: any of them stands for all.
+
     Raises `ModelFormatError` for a damaged file or something that holds no model, `UnsupportedModelError` for a model
     in another form (both say what it seems to be), and `OSError` (`FileNotFoundError`, ...) as `open` does.
     """
-    path = Path(path)
+    files = files_of(Path(path))
+    if len(files) == 1:
+        return _open_one(files[0])
+    parts: list[Checkpoint] = []
+    try:
+        parts.extend(_open_part(file, len(files)) for file in files)
+        return split.join(parts)
+    except BaseException:
+        for part in parts:
+            part.close()
+        raise
+
+
+def _open_part(path: Path, count: int) -> Checkpoint:
+    try:
+        return _open_one(path)
+    except FileNotFoundError:
+        raise ModelFormatError(f"{path} is missing: the model lies in {count} files that belong together") from None
+
+
+def _open_one(path: Path) -> Checkpoint:
     buffer = _map(path)
     try:
         return parse(path, buffer)

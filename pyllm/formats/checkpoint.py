@@ -20,8 +20,9 @@ class TensorSpec:
 
     `type_id` is GGUF's number for the weight type, or one of pyllm's own (`csrc/pyllm_api.h`). `shape` is
     row-major, outermost first: a matrix is (rows, cols), a vector (n,). `offset` and `nbytes` count bytes into the
-    checkpoint's buffer and were checked against its length. `group` is the group size of llama2.c v2 tensors, else 0.
-    `inline` holds the bytes of a tensor that is in no file because a metadata field stands for it.
+    checkpoint's buffer and were checked against its length; of a model in several files, `part` says which. `group` is
+    the group size of llama2.c v2 tensors, else 0. `inline` holds the bytes of a tensor that is in no file because a
+    metadata field stands for it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TensorSpec:
     nbytes: int
     group: int = 0
     inline: bytes | None = None
+    part: int = 0
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Checkpoint:
     metadata: Mapping[str, Any]  # GGUF keys as they stand; llama2.c fields under "llama2c.*"
     tensors: Mapping[str, TensorSpec]  # by the file's own names
     buffer: Buffer
+    more: tuple[Buffer, ...] = ()  # of a model in several files: the second and later ones
     notes: dict[str, Any] = field(default_factory=dict)  # e.g. {"version": 2}
     closed: bool = False
 
@@ -54,9 +57,14 @@ class Checkpoint:
             return memoryview(spec.inline)
         if self.closed:
             raise ClosedError(f"{self.path}: the file was closed, its tensor {spec.name!r} can no longer be read")
-        return memoryview(self.buffer)[spec.offset : spec.offset + spec.nbytes]
+        return memoryview(self.buffer_of(spec))[spec.offset : spec.offset + spec.nbytes]
+
+    def buffer_of(self, spec: TensorSpec) -> Buffer:
+        """The file that holds a tensor."""
+        return self.more[spec.part - 1] if spec.part else self.buffer
 
     def close(self) -> None:
         """Let the mapping go; views that are still in use keep it alive until they go too. Harmless twice."""
         self.closed = True
         self.buffer = memoryview(b"")
+        self.more = tuple(memoryview(b"") for _ in self.more)

@@ -19,6 +19,7 @@
 #include "kernels/kernels.h"
 #include "pyllm.h"
 #include "quant/f16.h"
+#include "quant/types.h"
 
 /* ---- inputs ------------------------------------------------------------------------------------------------------ */
 
@@ -152,9 +153,7 @@ static activations make_activations(const pl_kernels *kernels, int64_t n, int64_
         for (int64_t i = 0; i < k; i++) {
             a.f[c * ld + i] = kind == EXTREME ? extreme_float(i) : kind == AWKWARD ? awkward_float() : random_float();
         }
-        if (k % 32 == 0) {
-            kernels->quantize(a.f + c * ld, k, planes, a.q + c * ldq, a.blocks + c * blocks);
-        }
+        if (k % 32 == 0) { kernels->quantize(a.f + c * ld, k, planes, a.q + c * ldq, a.blocks + c * blocks); }
     }
     a.view = (pl_acts){.f = a.f, .ld = ld, .q = a.q, .ldq = ldq, .blocks = a.blocks};
     a.view.k = k, a.view.planes = planes;
@@ -175,7 +174,7 @@ static uint64_t hash_matmul(const pl_kernels *kernels, pl_packing packing, int64
     activations a = make_activations(kernels, n, k, planes, kind);
     float *y = get((size_t)n, STRIPS * PL_STRIP * sizeof *y);
     for (int add = 0; add < 2; add++) {
-        kernels->matmul[packing](strips, STRIPS, &a.view, 0, n, y, STRIPS * PL_STRIP, add);
+        pl_matmul_of(kernels, packing)(strips, STRIPS, &a.view, 0, n, y, STRIPS * PL_STRIP, add);
         hash = hash_floats(hash, y, n * STRIPS * PL_STRIP);
     }
     free(strips), free(y), free_activations(&a);
@@ -287,13 +286,35 @@ static void put_f16(uint8_t *at, float value) {
     memcpy(at, &h, sizeof h);
 }
 
-/* Any bits are codes; the scales among them become such that weights are of the order of 1 / sqrt(DIM). */
-static void tame_block(int32_t type, uint8_t *block, int32_t nbytes) {
-    int k_quant = type == PL_TYPE_Q4_K || type == PL_TYPE_Q5_K;
-    float scale = type == PL_TYPE_Q6_K ? 0x1p-15f : k_quant ? 0x1p-12f : type == PL_TYPE_Q8_0 ? 0x1p-11f : 0x1p-7f;
-    scale *= 1.0f + 0.5f * random_float();
-    put_f16(type == PL_TYPE_Q6_K ? block + nbytes - 2 : block, scale);
-    if (type == PL_TYPE_Q4_1 || type == PL_TYPE_Q5_1 || k_quant) put_f16(block + 2, k_quant ? 8 * scale : -8 * scale);
+/* Where a block has its scale and its minimum, and how large they are where weights are of the order of 1 / sqrt(DIM). */
+typedef struct tame {
+    int32_t type, scale_at, minimum_at; /* 0: none */
+    float scale, minimum;
+} tame;
+
+static const tame tames[] = {
+    {PL_TYPE_Q8_0, 0, 0, 0x1p-11f, 0},   {PL_TYPE_Q4_0, 0, 0, 0x1p-7f, 0},     {PL_TYPE_Q4_1, 0, 2, 0x1p-7f, -8},
+    {PL_TYPE_Q5_0, 0, 0, 0x1p-7f, 0},    {PL_TYPE_Q5_1, 0, 2, 0x1p-7f, -8},    {PL_TYPE_Q2_K, 80, 82, 0x1p-8f, 1.5f},
+    {PL_TYPE_Q3_K, 108, 0, 0x1p-10f, 0}, {PL_TYPE_Q4_K, 0, 2, 0x1p-12f, 8},    {PL_TYPE_Q5_K, 0, 2, 0x1p-12f, 8},
+    {PL_TYPE_Q6_K, 208, 0, 0x1p-15f, 0}, {PL_TYPE_IQ2_XXS, 0, 0, 0x1p-10f, 0}, {PL_TYPE_IQ2_XS, 0, 0, 0x1p-10f, 0},
+    {PL_TYPE_IQ2_S, 0, 0, 0x1p-10f, 0},  {PL_TYPE_IQ3_XXS, 0, 0, 0x1p-11f, 0}, {PL_TYPE_IQ3_S, 0, 0, 0x1p-11f, 0},
+    {PL_TYPE_IQ1_S, 0, 0, 0x1p-7f, 0},   {PL_TYPE_IQ4_NL, 0, 0, 0x1p-10f, 0},  {PL_TYPE_IQ4_XS, 0, 0, 0x1p-14f, 0},
+    {PL_TYPE_TQ1_0, 52, 0, 0x1p-4f, 0},  {PL_TYPE_TQ2_0, 64, 0, 0x1p-4f, 0},
+};
+
+/* Any bits are codes; the scales among them are made ordinary. */
+static void tame_block(int32_t type, uint8_t *block) {
+    float spread = 1.0f + 0.5f * random_float(), q8_k = 0x1p-11f * spread;
+    if (type == PL_TYPE_MXFP4) block[0] = 120;
+    if (type == PL_TYPE_Q8_K) memcpy(block, &q8_k, sizeof q8_k);
+    if (type == PL_TYPE_IQ1_M) { /* an f16 of 0x2000, 2^-7, a nibble in each word */
+        for (int i = 0; i < 4; i++) block[49 + 2 * i] = (uint8_t)((block[49 + 2 * i] & 15) | (i == 3 ? 0x20 : 0));
+    }
+    for (size_t i = 0; i < sizeof tames / sizeof *tames; i++) {
+        if (tames[i].type != type) continue;
+        put_f16(block + tames[i].scale_at, tames[i].scale * spread);
+        if (tames[i].minimum_at) put_f16(block + tames[i].minimum_at, tames[i].minimum * tames[i].scale * spread);
+    }
 }
 
 static void fill_weights(const pl_type_info *type, int64_t n, uint8_t *data, size_t nbytes) {
@@ -312,7 +333,7 @@ static void fill_weights(const pl_type_info *type, int64_t n, uint8_t *data, siz
             case PL_TYPE_F32: memcpy(block, &value, sizeof value); break;
             case PL_TYPE_F16: put_f16(block, value); break;
             case PL_TYPE_BF16: memcpy(block, &upper, sizeof upper); break;
-            default: tame_block(type->id, block, type->block_bytes); break;
+            default: tame_block(type->id, block); break;
         }
     }
 }
@@ -406,11 +427,35 @@ static uint64_t hash_model(pl_model *model, uint64_t hash) {
     return hash_bytes(hash, tokens, sizeof tokens);
 }
 
+/* What any bits mean, for every type. */
+static void probe_values(void) {
+    enum { ROWS = 8, COLS = 1024 };
+    const pl_type_info *type;
+    float *out = get(ROWS * COLS, sizeof *out);
+    for (int32_t i = 0; (type = pl_type_at(i)) != NULL; i++) {
+        int64_t group = type->id == PL_TYPE_LLAMA2C_Q8 ? GROUP : 0, n = ROWS * COLS;
+        size_t nbytes = (size_t)(n / type->block_elements * type->block_bytes + (group ? n / group * 4 : 0));
+        uint8_t *data = get(nbytes, 1);
+        random_state = 200 + (uint64_t)i;
+        for (size_t j = 0; j < nbytes; j++) data[j] = (uint8_t)random_bits();
+        pl_source source = {type->id, ROWS, COLS, group, data, nbytes};
+        must(pl_dequantize(&source, out, &error));
+        report("values/", group ? "llama2c-int8" : type->name, "-", hash_floats(START, out, n));
+        free(data);
+    }
+    free(out);
+}
+
+/* One type stands for all that are packed alike: beyond the packing they share all code. */
 static void probe_models(const pl_kernels *kernels) {
     const pl_type_info *type;
+    uint32_t seen = 0;
     must(pl_isa_select(kernels->name, &error));
     for (int32_t i = 0; (type = pl_type_at(i)) != NULL; i++) {
         uint64_t hash = START;
+        uint32_t packing = 1u << pl_type_row(type->id)->packing;
+        if (seen & packing) continue;
+        seen |= packing;
         random_state = 100 + (uint64_t)i;
         for (int32_t planes = 1; planes <= 2; planes++) {
             pl_model *model = make_model(type, planes, planes == 1 ? PL_TYPE_F16 : PL_TYPE_F32);
@@ -427,6 +472,8 @@ int main(void) {
     probe_expf();
     probe_doubles();
     probe_f16();
+    probe_values();
+    probe_values();
     for (int32_t i = 0; (name = pl_isa_name(i)) != NULL; i++) {
         const pl_kernels *kernels = pl_kernels_by_name(name);
         probe_matmuls(kernels);

@@ -14,32 +14,25 @@ Needs ``pip install numpy gguf``. Run it as ``python make_quants.py``; it writes
     (4, 256) float32, rows of ordinary, tiny, large and special (zeros, ties, one outlier) numbers, and the bytes that
     ``gguf.quants.quantize`` gives for them, where it can quantise to T.
 
-for T in F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K.
+for T in every type of `tinygguf.BLOCKS`, F16 and BF16. The package knows Q8_K's size alone; its values are d times q.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
+sys.path.append(str(Path(__file__).parent.parent))
+from tinygguf import BLOCKS, put_scales
+
 HERE = Path(__file__).parent
 ROWS = 4
 COLUMNS = 1024
 
-# Where the half-precision scales (and minima) of a block are.
-SCALES: dict[str, tuple[int, ...]] = {
-    "Q8_0": (0,),
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}
 FLOATS = ("F16", "BF16")
 QUANTISERS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 ODD_SCALES = (0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0xB555)  # bits of half-precision numbers
@@ -48,9 +41,10 @@ ODD_SCALES = (0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0xB555)  #
 def blocks_of(name: str, rng: np.random.Generator) -> np.ndarray:
     """Make the raw rows of a block type."""
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    offsets = list(BLOCKS[GGMLQuantizationType[name]][2])
     count = ROWS * COLUMNS // block
     blocks = rng.integers(0, 256, (count, size), np.uint8)
-    scales = (rng.standard_normal((count, len(SCALES[name]))) * 0.02).astype("<f2")
+    scales = (rng.standard_normal((count, len(offsets))) * 0.02).astype("<f2")
     odd = np.array(ODD_SCALES, "<u2").view("<f2")
     for i in range(count // 2, count):
         kind = i % (len(odd) + 2)
@@ -62,9 +56,19 @@ def blocks_of(name: str, rng: np.random.Generator) -> np.ndarray:
             scales[i] = 0.75
         else:
             scales[i] = [odd[kind], odd[(kind * 3 + 1) % len(odd)]][: scales.shape[1]]
-    for j, offset in enumerate(SCALES[name]):
-        blocks[:, offset : offset + 2] = scales[:, j, None].view(np.uint8)
+    for j, offset in enumerate(offsets):
+        put_scales(blocks, GGMLQuantizationType[name], offset, np.ascontiguousarray(scales[:, j]))
+    if name == "MXFP4":
+        blocks[: count // 2, 0] = np.arange(count // 2) * 4 % 255  # other powers of two than halves have
     return blocks.reshape(ROWS, -1)
+
+
+def values_of(name: str, raw: np.ndarray) -> np.ndarray:
+    """Dequantise rows."""
+    if name != "Q8_K":
+        return dequantize(raw, GGMLQuantizationType[name])
+    blocks = raw.reshape(-1, 292)
+    return (blocks[:, :4].copy().view("<f4") * blocks[:, 4:260].view(np.int8)).reshape(ROWS, COLUMNS)
 
 
 def floats_of(name: str, rng: np.random.Generator) -> np.ndarray:
@@ -92,15 +96,14 @@ def numbers(rng: np.random.Generator) -> np.ndarray:
 
 def main() -> None:
     """Make the file."""
-    rng = np.random.default_rng(20240229)
-    arrays: dict[str, np.ndarray] = {}
-    for name in (*FLOATS, *SCALES):
+    arrays: dict[str, np.ndarray] = {"x": numbers(np.random.default_rng(20240229))}
+    for name in (*FLOATS, *(GGMLQuantizationType(type_id).name for type_id in BLOCKS)):
+        rng = np.random.default_rng([20240229, GGMLQuantizationType[name]])
         raw = floats_of(name, rng) if name in FLOATS else blocks_of(name, rng)
-        values = dequantize(raw, GGMLQuantizationType[name])
+        values = values_of(name, raw)
         if np.isnan(values).any() or values.shape != (ROWS, COLUMNS) or values.dtype != np.float32:
             raise ValueError(f"{name}: {values.shape} {values.dtype}, or a NaN")
         arrays[f"{name}_raw"], arrays[f"{name}_values"] = raw, values
-    arrays["x"] = numbers(rng)
     for name in QUANTISERS:
         arrays[f"{name}_quantized"] = quantize(arrays["x"], GGMLQuantizationType[name]).view(np.uint8)
     np.savez_compressed(HERE / "quants.npz", **arrays)
