@@ -35,6 +35,7 @@ def main() -> None:
         if not runs or runs[-1][1] != kind:
             runs.append((code_point, kind))
     print("/* Made by make_unicode.py; see unicode.h. */")
+    print("/* clang-format off */")
     masks = [sum(has << bit for bit, has in enumerate(key)) for key in bits]
     print(f"#define PL_KINDS {len(bits)}")
     print("/* By kind: bit i is set where its characters have property i of " + " ".join(PROPERTIES) + ". */")
