@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import TokenizerError
@@ -19,91 +20,37 @@ if TYPE_CHECKING:
     import tokenizers
 
 SPACE = "\u2581"
+#: What the library strips: Unicode's white space, which is not all that Python strips.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 
-class JsonTokenizer(Tokenizer):
-    """A vocabulary that the library itself reads: its normalisation, words and merges are the model's own."""
+class JsonVocabulary(Tokenizer):
+    """What any reader of a `tokenizer.json` has in common: pieces by id, and tokens that were added to the model's."""
 
-    kinds = frozenset({"ByteLevel", "ByteFallback", "Metaspace", "Replace"})  # decoders that say what an id's text is
-
-    def __init__(self, spec: dict[str, Any], source: str) -> None:
-        """`spec`: what the file holds; `source` names the file, beside which others may lie."""
-        added = _added_tokens(spec, source)
-        special = [token for token in added if token.get("special") is True]
-        self._added: dict[int, str] = {token["id"]: token["content"] for token in added}
-        self._eats_left = {token["id"] for token in special if token.get("lstrip") is True}
-        self._eats_right = {token["id"] for token in special if token.get("rstrip") is True}
-        self._kinds = self._checked_kinds(spec, source)
-        with library_errors(source, "tokenizer.json"):
-            self._library = _build(spec)
-            self._later = _build(_without_first_prefix(spec))
-            vocabulary = self._library.get_vocab(with_added_tokens=True)
-            self._pieces: dict[int, str] = {token: piece for piece, token in vocabulary.items()}
-            unknown = _unknown_text(spec)  # text may become that token, but no text names it
-            control = {t["id"]: "" if t["content"] == unknown else t["content"] for t in special}
-            traits = self._read_traits(control, spec, source)
-        self._never_from_text = frozenset(token for token, text in control.items() if text)
+    def __init__(self, added: Iterable[Mapping[str, Any]], kinds: Set[str], pieces: Mapping[int, str], traits: Traits):
+        """`kinds`: the names of the decoder's steps, which say how pieces write text."""
         super().__init__(traits)
-
-    def _read_traits(self, control: dict[int, str], spec: Mapping[str, Any], source: str) -> Traits:
-        config = read_neighbours(source)
-        ids = {piece: token for token, piece in self._pieces.items()}
-        begin = self._first_id()
-        bos, eos = begin, ids.get(config.get("eos_token", ""))
-        ends = {i for i, text in control.items() if is_ending(text)} | ({eos} if eos is not None else set())
-        prefix = " " if self._library.decode(_ids(self._library, "a")) == "a" and self._adds_space() else ""
-        every = prefix and not _has_first_prefix(spec)
-        return Traits(
-            source,
-            vocab_size=max(self._pieces, default=-1) + 1,
-            bos_id=ids.get(config.get("bos_token", "")) if bos is None else bos,
-            eos_id=eos if eos is not None or len(ends) != 1 else next(iter(ends)),
-            eos_ids=frozenset(ends),
-            add_bos=begin is not None,
-            prefix=prefix,
-            text_starts=frozenset(control) if every else frozenset(),
-            control=control,
-            chat_template=config.get("chat_template"),
-        )
-
-    def _checked_kinds(self, spec: Mapping[str, Any], source: str) -> set[str]:
-        kinds = set(_types_in(spec.get("decoder")))
-        if not kinds & self.kinds:
-            raise TokenizerError(f"{source}: its decoder ({', '.join(sorted(kinds)) or 'none'}) is not known here")
-        for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-            if isinstance(spec["model"], dict) and spec["model"].get(key) and "WordPiece" not in self.kinds:
-                raise TokenizerError(f"{source}: pieces with a {key} are not known here")
-        return kinds
-
-    def _first_id(self) -> int | None:
-        """The id that the file's post-processor puts before a text."""
-        plain, full = _ids(self._library, "a"), list(self._library.encode("a").ids)
-        return full[0] if plain and full != plain and full[0] != plain[0] else None
-
-    def _adds_space(self) -> bool:
-        first = _ids(self._library, "a")[:1]
-        return bool(first) and self._pieces[first[0]].startswith(SPACE)
+        cut_out = {*traits.control, *traits.user_defined}  # other added tokens are the library's to find
+        known = [token for token in added if token["id"] in cut_out]
+        self._added: dict[int, str] = {token["id"]: token["content"] for token in added}
+        self._eats_left = {token["id"] for token in known if token.get("lstrip") is True}
+        self._eats_right = {token["id"] for token in known if token.get("rstrip") is True}
+        self._kinds = kinds
+        self._pieces = pieces
 
     def _arranged(self, parts: Iterable[str | int]) -> list[int | Stretch]:
-        """As everywhere, but that white space beside some special tokens falls away."""
+        """As everywhere, but that white space beside some added tokens falls away."""
         return super()._arranged(self._eat_spaces(list(parts)))
 
     def _eat_spaces(self, parts: list[str | int]) -> list[str | int]:
-        """Some special tokens swallow the white space beside them."""
+        """Some added tokens swallow the white space beside them."""
         for at, part in enumerate(parts):
             before, after = at - 1, at + 1
             if part in self._eats_left and before >= 0 and isinstance(text := parts[before], str):
-                parts[before] = text.rstrip()
+                parts[before] = text.rstrip(WHITE_SPACE)
             if part in self._eats_right and after < len(parts) and isinstance(text := parts[after], str):
-                parts[after] = text.lstrip()
+                parts[after] = text.lstrip(WHITE_SPACE)
         return parts
-
-    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
-        with library_errors(self._traits.source, "tokenizer.json"):
-            every = [_ids(self._library if at_start else self._later, text) for text, at_start in stretches]
-        if not all(self._never_from_text.isdisjoint(ids) for ids in every):
-            raise TokenizerError(f"{self._traits.source}: the vocabulary makes control tokens of plain text")
-        return every
 
     def _bytes_of(self, token: int) -> bytes:
         if token in self._added:
@@ -116,6 +63,88 @@ class JsonTokenizer(Tokenizer):
 
     def _piece(self, token: int) -> str:
         return self._pieces.get(token, "")
+
+
+class JsonTokenizer(JsonVocabulary):
+    """A vocabulary that the library itself reads: its normalisation, words and merges are the model's own."""
+
+    kinds = frozenset({"ByteLevel", "ByteFallback", "Metaspace", "Replace"})  # decoders that say what an id's text is
+
+    def __init__(self, spec: dict[str, Any], source: str) -> None:
+        """`spec`: what the file holds; `source` names the file, beside which others may lie."""
+        added = added_tokens(spec, source)
+        kinds = self._checked_kinds(spec, source)
+        with library_errors(source, "tokenizer.json"):
+            self._library = _build(spec)
+            self._later = _build(_without_first_prefix(spec))
+            vocabulary = self._library.get_vocab(with_added_tokens=True)
+            pieces: dict[int, str] = {token: piece for piece, token in vocabulary.items()}
+            traits = self._read_traits(control_texts(added, spec), pieces, spec, source)
+        super().__init__(added, kinds, pieces, traits)
+        self._never_from_text = frozenset(token for token, text in traits.control.items() if text)
+
+    def _read_traits(
+        self, control: dict[int, str], pieces: Mapping[int, str], spec: Mapping[str, Any], source: str
+    ) -> Traits:
+        prefix = " " if self._library.decode(_ids(self._library, "a")) == "a" and self._adds_space(pieces) else ""
+        every = prefix and not _has_first_prefix(spec)
+        starts = frozenset(control) if every else frozenset()
+        return json_traits(source, pieces, control, begin=self._first_id(), prefix=prefix, text_starts=starts)
+
+    def _checked_kinds(self, spec: Mapping[str, Any], source: str) -> set[str]:
+        kinds = set(step_types(spec.get("decoder")))
+        if not kinds & self.kinds:
+            raise TokenizerError(f"{source}: its decoder ({', '.join(sorted(kinds)) or 'none'}) is not known here")
+        for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if isinstance(spec["model"], dict) and spec["model"].get(key) and "WordPiece" not in self.kinds:
+                raise TokenizerError(f"{source}: pieces with a {key} are not known here")
+        return kinds
+
+    def _first_id(self) -> int | None:
+        """The id that the file's post-processor puts before a text."""
+        plain, full = _ids(self._library, "a"), list(self._library.encode("a").ids)
+        return full[0] if plain and full != plain and full[0] != plain[0] else None
+
+    def _adds_space(self, pieces: Mapping[int, str]) -> bool:
+        first = _ids(self._library, "a")[:1]
+        return bool(first) and pieces[first[0]].startswith(SPACE)
+
+    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
+        with library_errors(self._traits.source, "tokenizer.json"):
+            every = [_ids(self._library if at_start else self._later, text) for text, at_start in stretches]
+        if not all(self._never_from_text.isdisjoint(ids) for ids in every):
+            raise TokenizerError(f"{self._traits.source}: the vocabulary makes control tokens of plain text")
+        return every
+
+
+def json_traits(
+    source: str,
+    pieces: Mapping[int, str],
+    control: Mapping[int, str],
+    *,
+    begin: int | None,
+    prefix: str,
+    text_starts: frozenset[int],
+    user_defined: Mapping[int, str] = MappingProxyType({}),
+) -> Traits:
+    """What a `tokenizer.json` and its neighbours say. `begin`: the id that its post-processor puts before texts."""
+    config = read_neighbours(source)
+    ids = {piece: token for token, piece in pieces.items()}
+    eos = ids.get(config.get("eos_token", ""))
+    ends = {i for i, text in control.items() if is_ending(text)} | ({eos} if eos is not None else set())
+    return Traits(
+        source,
+        vocab_size=max(pieces, default=-1) + 1,
+        bos_id=ids.get(config.get("bos_token", "")) if begin is None else begin,
+        eos_id=eos if eos is not None or len(ends) != 1 else next(iter(ends)),
+        eos_ids=frozenset(ends),
+        add_bos=begin is not None,
+        prefix=prefix,
+        text_starts=text_starts,
+        control=control,
+        user_defined=user_defined,
+        chat_template=config.get("chat_template"),
+    )
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------
@@ -140,7 +169,8 @@ def _build(spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
     return library
 
 
-def _added_tokens(spec: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+def added_tokens(spec: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+    """The tokens that were added to the model's, each with an id and its text. Raises `TokenizerError`."""
     added = spec.get("added_tokens") or []
     for token in added if isinstance(added, list) else [added]:
         if not (isinstance(token, dict) and type(token.get("id")) is int and isinstance(token.get("content"), str)):
@@ -148,25 +178,32 @@ def _added_tokens(spec: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
     return list(added)
 
 
-def _unknown_text(spec: Mapping[str, Any]) -> str | None:
+def control_texts(added: Iterable[Mapping[str, Any]], spec: Mapping[str, Any]) -> dict[int, str]:
+    """Texts of the special ones among the added tokens. Text may become the unknown one, but no text names it."""
     model = spec["model"]
     unknown = model.get("unk_token") if isinstance(model, dict) else None
-    return unknown if isinstance(unknown, str) else None
+    special = (token for token in added if token.get("special") is True)
+    return {token["id"]: "" if token["content"] == unknown else token["content"] for token in special}
 
 
-def _types_in(step: Any) -> Iterator[str]:
+def step_types(step: Any) -> Iterator[str]:
     """Names of a pipeline's steps, those inside sequences too."""
     if isinstance(step, dict):
         yield str(step.get("type"))
-        for inner in step.get("decoders") or step.get("pretokenizers") or []:
-            yield from _types_in(inner)
+        for inner in _inner_steps(step):
+            yield from step_types(inner)
+
+
+def _inner_steps(step: Mapping[str, Any]) -> list[Any]:
+    inner = step.get("decoders") or step.get("pretokenizers")
+    return inner if isinstance(inner, list) else []
 
 
 def _metaspaces(step: Any) -> Iterator[dict[str, Any]]:
     if isinstance(step, dict):
         if step.get("type") == "Metaspace":
             yield step
-        for inner in step.get("pretokenizers") or []:
+        for inner in _inner_steps(step):
             yield from _metaspaces(inner)
 
 

@@ -59,9 +59,10 @@ def _from_json(spec: dict[str, Any], source: str) -> Tokenizer:
         from pyllm.tokenizers.wordpiece import WordPieceTokenizer
 
         return WordPieceTokenizer(spec, source)
+    from pyllm.tokenizers import json_merges
     from pyllm.tokenizers.huggingface import JsonTokenizer
 
-    return JsonTokenizer(spec, source)
+    return json_merges.read(spec, source) or JsonTokenizer(spec, source)
 
 
 def looks_like_sentencepiece(data: bytes) -> bool:

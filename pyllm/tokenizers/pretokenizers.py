@@ -56,7 +56,7 @@ def _cased(upper: str, lower: str, end: str = "") -> str:
 
 # ---- steps: each cuts at the matches of its pattern what the step before it left -------------------------------------
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _QWEN2 = _any_of(_CONTRACTION, _WORD, r"\p{N}", _MARKS, _LINES, _SPACES)
 _LLAMA3 = _any_of(_CONTRACTION, _WORD, r"\p{N}{1,3}", _MARKS, _LINES, _SPACES)
 _O200K = _any_of(_cased(_UPPER, _LOWER, _CONTRACTION + "?"), r"\p{N}{1,3}", _MARKS_SLASH, _LINES, _SPACES)
@@ -64,7 +64,7 @@ _TEKKEN = _any_of(_cased(_UPPER, _LOWER), r"\p{N}", _MARKS_SLASH, _LINES, _SPACE
 _MARKED_WORD = rf"{_ASCII_MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
 _DEEPSEEK3_WORDS = _any_of(_MARKED_WORD, r" ?[\p{P}\p{S}]+[\r\n]*", _LINES, _SPACES)
 _DEEPSEEK3 = (r"\p{N}{1,3}", _HAN_KANA, _DEEPSEEK3_WORDS)
-_ASCII_PUNCTUATION = r"[\p{P}$+<=>^`|~]"
+PUNCTUATION = r"[\p{P}$+<=>^`|~]"
 _LONG_SPACES = _any_of(*(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)), r"\s{1,2}(?!\S)", r"\s")
 
 
@@ -103,14 +103,14 @@ class Pretokenizer:
     raw: bool = False
 
 
-_DIGITS_GPT2 = (r"\p{N}", _GPT2)
+_DIGITS_GPT2 = (r"\p{N}", GPT2)
 
 _KINDS: dict[str, Pretokenizer] = {
     # llama.cpp's own, for files that name none better: no model's
-    "default": Pretokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "default": Pretokenizer((r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe gigachat a.x-4.0 mellum "
-    "jais trillion granite-docling exaone4": Pretokenizer((_GPT2,)),
-    "mpt olmo modern-bert": Pretokenizer((_GPT2,), nfc=True),
+    "jais trillion granite-docling exaone4": Pretokenizer((GPT2,)),
+    "mpt olmo modern-bert": Pretokenizer((GPT2,), nfc=True),
     "smollm starcoder refact codeshell exaone minerva-7b mellum2": Pretokenizer(_DIGITS_GPT2),
     "command-r": Pretokenizer(_DIGITS_GPT2, nfc=True),
     "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": Pretokenizer(
@@ -192,7 +192,7 @@ _KINDS: dict[str, Pretokenizer] = {
         ),
         whole_words=True,
     ),
-    "falcon": Pretokenizer((_ASCII_PUNCTUATION + "+", _GPT2, MappedBytes(r"\p{N}+"), "[0-9][0-9][0-9]")),
+    "falcon": Pretokenizer((PUNCTUATION + "+", GPT2, MappedBytes(r"\p{N}+"), "[0-9][0-9][0-9]")),
     "gpt-4o llama4 kanana2 talkie minimax-m2": Pretokenizer((_O200K,)),
     "granite-embed-multi-97m": Pretokenizer((_O200K,), whole_words=True),
     "tiny_aya cohere2moe": Pretokenizer((Threes(r"\d", "around"), _O200K)),
@@ -220,7 +220,7 @@ _KINDS: dict[str, Pretokenizer] = {
             r"[\t\n]|    |  ",
             r"\p{N}",
             r"[\p{P}!-/:-@\[-`{-~]",
-            _GPT2,
+            GPT2,
         ),
         add_bos=True,
     ),

@@ -81,7 +81,7 @@ def in_one_buffer(strings: Sequence[str] | Sequence[bytes]) -> Strings:
     if isinstance(strings, StringArray):
         return Strings(*strings.buffer)
     encoded = [text.encode() if isinstance(text, str) else text for text in strings]
-    lengths = np.array([len(text) for text in encoded], np.int64)
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     ends = np.cumsum(lengths)
     return Strings(b"".join(encoded), ends - lengths, ends)
 

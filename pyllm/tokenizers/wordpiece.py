@@ -24,9 +24,11 @@ class WordPieceTokenizer(JsonTokenizer):
 
     kinds = frozenset({"WordPiece"})
 
-    def _read_traits(self, control: dict[int, str], spec: Mapping[str, Any], source: str) -> Traits:
+    def _read_traits(
+        self, control: dict[int, str], pieces: Mapping[int, str], spec: Mapping[str, Any], source: str
+    ) -> Traits:
         """As everywhere, but that a text ends with what the file puts there."""
-        traits = super()._read_traits(control, spec, source)
+        traits = super()._read_traits(control, pieces, spec, source)
         last = self._library.encode("a").ids[-1]
         return replace(traits, eos_id=last, add_eos=True) if last in control else traits
 

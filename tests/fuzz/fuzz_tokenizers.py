@@ -129,6 +129,28 @@ def tokenizer_json() -> bytes:
     return json.dumps(spec).encode()
 
 
+def text_json() -> bytes:
+    """Pieces of text, with a prefix and a first token."""
+    vocabulary = {piece: i for i, piece in enumerate([*fixed_pieces(), "\u2581", *"athe", "th", "the"])}
+    steps = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}]
+    start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    spec = {
+        "added_tokens": [{"id": i, "content": piece, **flags} for i, piece in enumerate(fixed_pieces()[:3])],
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
+        "post_processor": template,
+        "decoder": {"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": ["t h", ["th", "e"]], "byte_fallback": True},
+    }
+    return json.dumps(spec).encode()
+
+
 def gguf(fields: dict[str, Any]) -> bytes:
     metadata = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     return tinygguf.gguf_bytes({"tokenizer.chat_template": TEMPLATE, **metadata}, {})
@@ -160,6 +182,7 @@ def seeds() -> dict[str, bytes]:
         "tokenizer.bin": tokenizer_bin(),
         "tokenizer.model": tokenizer_model(),
         "tokenizer.json": tokenizer_json(),
+        "text.json": text_json(),
         "byte-level.gguf": gguf(byte_level),
         "scored.gguf": gguf(scored),
         "ranked.gguf": gguf(ranked()),
