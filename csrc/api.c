@@ -105,8 +105,8 @@ int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x,
     if (status == PL_OK) status = pl_act_buffer_init(&acts, n, matrix.cols, err);
     if (status == PL_OK) {
         for (int64_t i = 0; i < n; i++) {
-            memcpy(acts.f + i * acts.ld, x + i * matrix.cols, (size_t)matrix.cols * sizeof *x);
-            if (!pl_packings[matrix.packing].floats) pl_acts_quantize(kernels, &acts, i, matrix.cols, planes);
+            int32_t wanted = pl_packings[matrix.packing].floats ? 0 : planes;
+            pl_acts_set(kernels, &acts, i, x + i * matrix.cols, matrix.cols, wanted);
         }
         pl_acts view = pl_acts_view(&acts, 0, matrix.cols, planes);
         pl_matmul(kernels, &(pl_worker){0, 1, NULL}, &matrix, &view, n, &(pl_output){.base = y, .ld = matrix.rows});

@@ -219,16 +219,79 @@ int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logit
                   const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
                   float *work, int32_t *token, pl_error *err);
 
-/* ---- score-driven byte pair merges (tokenizer.bin and SentencePiece-style vocabularies) -------------------------- */
+/* ---- words: where text is cut before pieces are merged ------------------------------------------------------------ */
+
+/* What one instruction of a word pattern does. TAKE and KEEP take characters of a set, at least `least` and at most
+ * `most` (-1: any number) of them; TAKE gives some back where the rest does not match. SPLIT tries what follows, then
+ * `target`. AHEAD and NOT_AHEAD hold if the group behind them does or does not match here; REPEAT takes as many
+ * matches of its group as it can. These three go on at `target`, behind the MATCH that ends their group. */
+enum { PL_MATCH, PL_TAKE, PL_KEEP, PL_SPLIT, PL_JUMP, PL_AHEAD, PL_NOT_AHEAD, PL_REPEAT };
+
+typedef struct pl_word_code {
+    int32_t op, set, least, most, target; /* targets are further on than the instruction */
+} pl_word_code;
+
+/* The bits of properties, as in csrc/text/make_unicode.py. */
+enum { PL_WORD_CHARACTER = 12 };
+
+/* Characters that have a property of `any` and none of `none`, or lie in one of the ranges; or all but those. */
+typedef struct pl_word_set {
+    uint32_t any, none;
+    int32_t negated, first_range, n_ranges;
+} pl_word_set;
+
+/* CUT cuts at the matches of the pattern that begins at `code`, CUT_BYTES does so in the characters of GPT-2's
+ * alphabet that the bytes are written as. The others cut runs of the characters of set `code` into threes, counted
+ * from the end: CUT_THREES where a word ends behind the run, each group for itself; CUT_BEFORE_THREES only before
+ * groups of three; CUT_AFTER_THREES behind each group, also a shorter one. */
+enum { PL_CUT, PL_CUT_BYTES, PL_CUT_THREES, PL_CUT_BEFORE_THREES, PL_CUT_AFTER_THREES };
+
+typedef struct pl_word_step { int32_t kind, code; } pl_word_step;
+
+typedef struct pl_word_pattern {
+    const pl_word_step *steps; /* (n_steps), each cutting what the one before left */
+    const pl_word_code *code;  /* (n_code), MATCH at its end */
+    const pl_word_set *sets;   /* (n_sets) */
+    const uint32_t *ranges;    /* (n_ranges, 2) first and last code point */
+    int32_t n_steps, n_code, n_sets, n_ranges;
+} pl_word_pattern;
+
+typedef struct pl_words pl_words;
+
+int32_t pl_words_new(const pl_word_pattern *pattern, pl_words **out, pl_error *err); /* copies what it keeps */
+/* Where each word of text (nbytes) ends: ends (nbytes), *n of them used. */
+int32_t pl_words_ends(const pl_words *words, const uint8_t *text, size_t nbytes, int64_t *ends, int64_t *n,
+                      pl_error *err);
+void pl_words_free(pl_words *words);
+
+/* ---- byte pair merges ---------------------------------------------------------------------------------------------- */
 
 typedef struct pl_bpe pl_bpe;
 
-/* pieces: the bytes of all pieces one after another; piece i is [offsets[i], offsets[i + 1]). mergeable (n) is 0 for
- * pieces that text can never become (control, unknown, byte pieces). byte_ids (256): id of each byte's fallback
- * piece, or -1; unknown_id: what stands for a byte with no fallback. Copies what it keeps. */
-int32_t pl_bpe_new(const uint8_t *pieces, const int64_t *offsets, const float *scores, const uint8_t *mergeable,
-                   int32_t n, const int32_t *byte_ids, int32_t unknown_id, pl_bpe **out, pl_error *err);
-/* text (nbytes) UTF-8 or any bytes; out (nbytes) ids, *n_out of them used. O(nbytes log nbytes). */
-int32_t pl_bpe_encode(const pl_bpe *bpe, const uint8_t *text, size_t nbytes, int32_t *out, int64_t *n_out,
-                      pl_error *err);
+/* Byte strings inside one buffer: string i is [starts[i], ends[i]). */
+typedef struct pl_strings {
+    const uint8_t *bytes;
+    const int64_t *starts, *ends; /* (n) */
+    int32_t n;
+} pl_strings;
+
+/* A vocabulary. Pairs are merged by the score of the piece they make (tokenizer.bin, SentencePiece), or, where there
+ * are no scores, in the order of `merges`, each "LEFT RIGHT". */
+typedef struct pl_vocabulary {
+    pl_strings pieces;
+    const uint8_t *mergeable; /* (pieces.n) 0 for pieces that text can never become: control, unknown, byte pieces */
+    const float *scores;      /* (pieces.n), or NULL */
+    pl_strings merges;
+    int32_t byte_level;      /* 1: pieces are written in GPT-2's alphabet, and text is merged from single bytes */
+    int32_t whole_words;     /* 1: a word that is a piece becomes it, whatever the merges would make of it */
+    const int32_t *byte_ids; /* (256) the piece that stands for a byte that no piece holds, or -1; not if byte_level */
+    int32_t unknown_id;      /* what stands for a byte that has no piece; -1: such text is an error */
+} pl_vocabulary;
+
+/* Copies what it keeps. words: where text is cut; NULL: nowhere. It must outlive the result. */
+int32_t pl_bpe_new(const pl_vocabulary *vocabulary, const pl_words *words, pl_bpe **out, pl_error *err);
+/* Encodes n texts, UTF-8 or any bytes: text i is [ends[i - 1], ends[i]), the first from 0. out (ends[n - 1]): its ids
+ * go to where the text begins, counts[i] of them. O(nbytes log nbytes). */
+int32_t pl_bpe_encode(const pl_bpe *bpe, const uint8_t *text, const int64_t *ends, int32_t n, int32_t threads,
+                      int32_t *out, int64_t *counts, pl_error *err);
 void pl_bpe_free(pl_bpe *bpe);

@@ -7,7 +7,8 @@ are not locked; `Session` holds the lock that one timeline needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -400,43 +401,114 @@ class NativeSampler:
         return int(self._token[0]), int(self._state[0])
 
 
-class NativeBPE:
-    """A `pl_bpe`: score-driven merges. Encoding never writes to it, so threads may share one."""
+class NativeWords:
+    """A `pl_words`: patterns that cut text into words. Threads may share one."""
 
     def __init__(
         self,
-        pieces: Sequence[bytes],
-        scores: np.ndarray,
-        mergeable: np.ndarray,
-        byte_ids: np.ndarray,
-        unknown_id: int,
+        steps: Sequence[Sequence[int]],
+        code: Sequence[Sequence[int]],
+        sets: Sequence[Sequence[int]],
+        ranges: Sequence[Sequence[int]],
     ) -> None:
-        joined = b"".join(pieces)
-        offsets = np.zeros(len(pieces) + 1, np.int64)
-        np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
-        scores = np.ascontiguousarray(scores, np.float32)
-        mergeable = np.ascontiguousarray(mergeable, np.uint8)
-        byte_ids = np.ascontiguousarray(byte_ids, np.int32)
-        err, out = _error(), ffi.new("pl_bpe **")
-        status = lib.pl_bpe_new(
-            ffi.from_buffer("uint8_t[]", joined),
-            ffi.from_buffer("int64_t[]", offsets),
-            _floats(scores),
-            ffi.from_buffer("uint8_t[]", mergeable),
-            len(pieces),
-            ffi.from_buffer("int32_t[]", byte_ids),
-            unknown_id,
-            out,
-            err,
+        flat = ffi.new("uint32_t[]", [bound for pair in ranges for bound in pair])
+        arrays = (ffi.new("pl_word_step[]", steps), ffi.new("pl_word_code[]", code), ffi.new("pl_word_set[]", sets))
+        pattern = ffi.new("pl_word_pattern *", (*arrays, flat, len(steps), len(code), len(sets), len(ranges)))
+        err, out = _error(), ffi.new("pl_words **")
+        check(lib.pl_words_new(pattern, out, err), err)
+        self.pointer = ffi.gc(out[0], lib.pl_words_free)
+
+    def split(self, data: bytes) -> list[bytes]:
+        """The words of UTF-8 text."""
+        ends, count, err = np.empty(len(data), np.int64), ffi.new("int64_t *"), _error()
+        status = lib.pl_words_ends(
+            self.pointer, ffi.from_buffer("uint8_t[]", data), len(data), ffi.from_buffer("int64_t[]", ends), count, err
         )
         check(status, err)
+        bounds = [0, *ends[: count[0]].tolist()]
+        return [data[start:end] for start, end in pairwise(bounds)]
+
+
+class Strings(NamedTuple):
+    """Byte strings inside one buffer: string i is data[starts[i] : ends[i]]."""
+
+    data: bytes
+    starts: np.ndarray  # int64 (n)
+    ends: np.ndarray  # int64 (n)
+
+
+class NativeBPE:
+    """A `pl_bpe`: byte pair merges, by scores or, without `scores`, in the order of `merges`. Threads may share one."""
+
+    def __init__(
+        self,
+        pieces: Strings,
+        mergeable: np.ndarray,
+        *,
+        scores: np.ndarray | None = None,
+        merges: Strings | None = None,
+        byte_level: bool = False,
+        whole_words: bool = False,
+        byte_ids: np.ndarray | None = None,
+        unknown_id: int = -1,
+        words: NativeWords | None = None,
+    ) -> None:
+        n = len(pieces.starts)
+        if not n == len(pieces.ends) == len(mergeable) == (n if scores is None else len(scores)):
+            raise ValueError(f"{n} pieces, but {len(mergeable)} marks or another number of scores")
+        fields, _kept = self._vocabulary(pieces, merges, mergeable, scores, byte_ids)
+        fields.byte_level, fields.whole_words, fields.unknown_id = byte_level, whole_words, unknown_id
+        err, out = _error(), ffi.new("pl_bpe **")
+        check(lib.pl_bpe_new(fields, words.pointer if words else ffi.NULL, out, err), err)
         self._pointer = ffi.gc(out[0], lib.pl_bpe_free)
+        self._words = words  # which the vocabulary refers to
+
+    @staticmethod
+    def _vocabulary(
+        pieces: Strings,
+        merges: Strings | None,
+        mergeable: np.ndarray,
+        scores: np.ndarray | None,
+        byte_ids: np.ndarray | None,
+    ) -> tuple[Any, list[Any]]:
+        """The struct, and what must stay as long as it is used."""
+        fields, kept = ffi.new("pl_vocabulary *"), []
+
+        def array(ctype: str, values: Any, dtype: Any) -> Any:
+            kept.append(ffi.from_buffer(ctype, np.ascontiguousarray(values, dtype)))
+            return kept[-1]
+
+        for into, strings in ((fields.pieces, pieces), (fields.merges, merges)):
+            if strings is not None:
+                kept.append(ffi.from_buffer("uint8_t[]", strings.data))
+                into.bytes, into.n = kept[-1], len(strings.starts)
+                into.starts = array("int64_t[]", strings.starts, np.int64)
+                into.ends = array("int64_t[]", strings.ends, np.int64)
+        fields.mergeable = array("uint8_t[]", mergeable, np.uint8)
+        fields.scores = ffi.NULL if scores is None else array("float[]", scores, np.float32)
+        fields.byte_ids = array("int32_t[]", np.full(256, -1) if byte_ids is None else byte_ids, np.int32)
+        return fields, kept
 
     def encode(self, data: bytes) -> list[int]:
         """Token ids of UTF-8 text, or of any bytes."""
-        ids, count, err = np.empty(len(data), np.int32), ffi.new("int64_t *"), _error()
+        return self.encode_batch([data], 1)[0]
+
+    def encode_batch(self, texts: Sequence[bytes], threads: int) -> list[list[int]]:
+        """`encode` for each of several texts, on that many threads."""
+        data = b"".join(texts)
+        lengths = np.array([len(text) for text in texts], np.int64)
+        ends = np.cumsum(lengths)
+        ids, counts, err = np.empty(len(data), np.int32), np.empty(len(texts), np.int64), _error()
         status = lib.pl_bpe_encode(
-            self._pointer, ffi.from_buffer("uint8_t[]", data), len(data), ffi.from_buffer("int32_t[]", ids), count, err
+            self._pointer,
+            ffi.from_buffer("uint8_t[]", data),
+            ffi.from_buffer("int64_t[]", ends),
+            len(texts),
+            threads,
+            ffi.from_buffer("int32_t[]", ids),
+            ffi.from_buffer("int64_t[]", counts),
+            err,
         )
         check(status, err)
-        return ids[: count[0]].tolist()
+        spans = zip((ends - lengths).tolist(), counts.tolist(), strict=True)
+        return [ids[start : start + n].tolist() for start, n in spans]

@@ -1,4 +1,4 @@
-"""Score-driven merges in C against run.c's algorithm written out, and against SentencePiece."""
+"""Merges in C: by scores against run.c's algorithm written out and SentencePiece, by ranks against `tokenizers`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllm._core import NativeBPE
+from pyllm._core import NativeBPE, NativeWords
 from pyllm.tokenizers.llama2c import parse_tokenizer_bin
+from pyllm.tokenizers.scored import in_one_buffer
 
 FIRST = 259  # ids before it are unk, bos, eos and 256 bytes, as in tokenizer.bin
 FIXED = [b"<unk>", b"<s>", b"</s>", *(f"<0x{byte:02X}>".encode() for byte in range(256))]
@@ -28,7 +30,8 @@ def build(pieces: list[bytes], scores: list[float], byte_ids: Any = BYTE_IDS, un
     mergeable = np.zeros(FIRST + len(pieces), np.uint8)
     mergeable[FIRST:] = 1
     all_scores = np.concatenate([np.zeros(FIRST, np.float32), np.array(scores, np.float32)])
-    return NativeBPE([*FIXED, *pieces], all_scores, mergeable, byte_ids, unknown_id)
+    strings = in_one_buffer([*FIXED, *pieces])
+    return NativeBPE(strings, mergeable, scores=all_scores, byte_ids=byte_ids, unknown_id=unknown_id)
 
 
 def run_c(pieces: list[bytes], scores: list[float], text: bytes) -> list[int]:
@@ -127,7 +130,59 @@ def test_what_is_no_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown piece is 259"):
         build([], [], unknown_id=FIRST)
     with pytest.raises(ValueError, match="vocabulary of 0 pieces"):
-        NativeBPE([], np.zeros(0, np.float32), np.zeros(0, np.uint8), np.full(256, -1, np.int32), -1)
+        NativeBPE(in_one_buffer([]), np.zeros(0, np.uint8), scores=np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match="1 pieces, but 1 marks or another number of scores"):
+        NativeBPE(in_one_buffer(["a"]), np.ones(1, np.uint8), scores=np.zeros(0, np.float32))
+
+
+# ---- by ranks ------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def merge_lists(draw: st.DrawFn) -> list[tuple[str, str]]:
+    """Merges of what earlier ones made, as training finds them, in any order of preference."""
+    made, merges = list("abc"), []
+    for _ in range(draw(st.integers(0, 14))):
+        left, right = draw(st.sampled_from(made)), draw(st.sampled_from(made))
+        merges.append((left, right))
+        made.append(left + right)
+    return draw(st.permutations(merges))
+
+
+@settings(max_examples=200, deadline=None)
+@given(merge_lists(), st.lists(st.text("abc", max_size=30), max_size=5), st.booleans())
+def test_ranks_equal_the_library(merges: list[tuple[str, str]], texts: list[str], whole_words: bool) -> None:
+    pieces = list(dict.fromkeys([*"abc", *(left + right for left, right in merges)]))
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, ignore_merges=whole_words)
+    )
+    ours = NativeBPE(
+        in_one_buffer(pieces),
+        np.ones(len(pieces), np.uint8),
+        merges=in_one_buffer([f"{left} {right}" for left, right in merges]),
+        byte_level=True,
+        whole_words=whole_words,
+        words=NativeWords([(0, 0)], [(2, 0, 1, -1, 0), (0, 0, 0, 0, 0)], [(0, 0, 1, 0, 0)], []),  # one word: anything
+    )
+    for threads in (1, 3):
+        for _ in range(2):  # the second time it is remembered which words are pieces
+            found = ours.encode_batch([text.encode() for text in texts], threads)
+            assert found == [library.encode(text).ids for text in texts]
+
+
+@pytest.mark.parametrize("merge", ["ab", "a", " b", "a ", "a x", "a\u0100 b", ""])
+def test_merges_that_make_no_piece_are_refused(merge: str) -> None:
+    strings = in_one_buffer(["a", "b", "ab"])
+    with pytest.raises(ValueError, match="merge 1 is not of two pieces that make a piece"):
+        NativeBPE(strings, np.ones(3, np.uint8), merges=in_one_buffer(["a b", merge]), byte_level=True)
+
+
+def test_one_failing_text_of_many_says_why() -> None:
+    no_bytes = np.full(256, -1, np.int32)
+    bpe = build([b"a"], [0], byte_ids=no_bytes, unknown_id=-1)
+    with pytest.raises(ValueError, match="no piece for byte 0x62"):
+        bpe.encode_batch([b"a", b"", b"aab", b"c"] * 50, 2)
+    assert bpe.encode_batch([], 2) == []
 
 
 # ---- Llama 2's vocabulary ------------------------------------------------------------------------------------------

@@ -223,13 +223,15 @@ PL_INLINE void weigh(int is_f16, const void *value, int64_t tokens, int64_t d16,
     if (h < heads) weigh_heads(is_f16, 1, value, tokens, d16, p + h * ldp, ldp, out + h * d16);
 }
 
-static void weigh_f16_avx2(const uint16_t *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp,
-                           int64_t heads, float *out) {
+static void weigh_f16_avx2(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                           int64_t ldp, int64_t heads, float *out) {
+    (void)ahead;
     weigh(1, value, tokens, d16, p, ldp, heads, out);
 }
 
-static void weigh_f32_avx2(const float *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                           float *out) {
+static void weigh_f32_avx2(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                           int64_t heads, float *out) {
+    (void)ahead;
     weigh(0, value, tokens, d16, p, ldp, heads, out);
 }
 

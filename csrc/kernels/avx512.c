@@ -128,7 +128,7 @@ PL_INLINE __m512 value16(int half, const void *value, int64_t i) {
 
 /* `wide` vectors of `heads` sums, in registers over all tokens; a converted value serves every head. */
 PL_INLINE void weigh_tile(int half, int heads, int wide, const void *value, int64_t start, int64_t tokens, int64_t d16,
-                          const float *p, int64_t ldp, float *out) {
+                          int64_t ahead, const float *p, int64_t ldp, float *out) {
     const int all = heads * wide;
     __m512 sum[MOST_HEADS * MOST_WIDE], v[MOST_WIDE];
     PL_UNROLL
@@ -136,6 +136,8 @@ PL_INLINE void weigh_tile(int half, int heads, int wide, const void *value, int6
     for (int64_t t = 0; t < tokens; t++) {
         PL_UNROLL
         for (int i = 0; i < wide; i++) v[i] = value16(half, value, start + t * d16 + 16 * i);
+        if (ahead)
+            pl_prefetch((const uint8_t *)value + (start + t * d16) * (half ? 2 : 4), ahead, wide * (half ? 32 : 64));
         PL_UNROLL
         for (int i = 0; i < all; i++) {
             sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(p[i / wide * ldp + t]), v[i % wide], sum[i]);
@@ -145,35 +147,35 @@ PL_INLINE void weigh_tile(int half, int heads, int wide, const void *value, int6
     for (int i = 0; i < all; i++) _mm512_storeu_ps(out + i / wide * d16 + i % wide * 16, sum[i]);
 }
 
-PL_INLINE void weigh_heads(int half, int heads, const void *value, int64_t tokens, int64_t d16, const float *p,
-                           int64_t ldp, float *out) {
+PL_INLINE void weigh_heads(int half, int heads, const void *value, int64_t tokens, int64_t d16, int64_t ahead,
+                           const float *p, int64_t ldp, float *out) {
     int64_t d = 0;
-    for (; d + 64 <= d16; d += 64) weigh_tile(half, heads, MOST_WIDE, value, d, tokens, d16, p, ldp, out + d);
-    for (; d < d16; d += 16) weigh_tile(half, heads, 1, value, d, tokens, d16, p, ldp, out + d);
+    for (; d + 64 <= d16; d += 64) weigh_tile(half, heads, MOST_WIDE, value, d, tokens, d16, ahead, p, ldp, out + d);
+    for (; d < d16; d += 16) weigh_tile(half, heads, 1, value, d, tokens, d16, ahead, p, ldp, out + d);
 }
 
-PL_INLINE void weigh(int half, const void *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp,
-                     int64_t heads, float *out) {
+PL_INLINE void weigh(int half, const void *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                     int64_t ldp, int64_t heads, float *out) {
     PL_FOR_TILES(count, MOST_HEADS, heads) {
         switch (count) {
-            case 1: weigh_heads(half, 1, value, tokens, d16, p, ldp, out); break;
-            case 2: weigh_heads(half, 2, value, tokens, d16, p, ldp, out); break;
-            case 3: weigh_heads(half, 3, value, tokens, d16, p, ldp, out); break;
-            case 4: weigh_heads(half, 4, value, tokens, d16, p, ldp, out); break;
+            case 1: weigh_heads(half, 1, value, tokens, d16, ahead, p, ldp, out); break;
+            case 2: weigh_heads(half, 2, value, tokens, d16, ahead, p, ldp, out); break;
+            case 3: weigh_heads(half, 3, value, tokens, d16, ahead, p, ldp, out); break;
+            case 4: weigh_heads(half, 4, value, tokens, d16, ahead, p, ldp, out); break;
         }
         p += count * ldp;
         out += count * d16;
     }
 }
 
-static void weigh_f16_avx512(const uint16_t *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp,
-                             int64_t heads, float *out) {
-    weigh(1, value, tokens, d16, p, ldp, heads, out);
+static void weigh_f16_avx512(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                             int64_t ldp, int64_t heads, float *out) {
+    weigh(1, value, tokens, d16, ahead, p, ldp, heads, out);
 }
 
-static void weigh_f32_avx512(const float *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp,
-                             int64_t heads, float *out) {
-    weigh(0, value, tokens, d16, p, ldp, heads, out);
+static void weigh_f32_avx512(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                             int64_t ldp, int64_t heads, float *out) {
+    weigh(0, value, tokens, d16, ahead, p, ldp, heads, out);
 }
 
 PL_TARGET_END

@@ -29,11 +29,12 @@ PL_INLINE void pl_put(float *y, __m512 sum, int add) {
 
 PL_INLINE __m512 pl_negate(__m512 x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
 
-/* The lines of `bytes` (a constant) from p on, 4 KB ahead: the hardware alone loses a stream that has several fields.
+/* The lines of `bytes` (a constant) that lie `ahead` of p: the hardware alone loses a stream that has several fields.
  * Past the end of the weights it asks for nothing that matters, and a prefetch cannot fault. */
-PL_INLINE void pl_prefetch(const uint8_t *p, int bytes) {
+PL_INLINE void pl_prefetch(const uint8_t *p, int64_t ahead, int bytes) {
+    const char *from = (const char *)((uintptr_t)p + (uintptr_t)ahead);
     PL_UNROLL
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)((uintptr_t)p + 4096 + (uintptr_t)i), _MM_HINT_T0);
+    for (int i = 0; i < bytes; i += 64) _mm_prefetch(from + i, _MM_HINT_T0);
 }
 
 PL_TARGET_END

@@ -27,14 +27,14 @@ PL_INLINE void add_products(pl_packing packing, int cols, const uint8_t *four, i
     }
 }
 
-PL_INLINE void tile(pl_packing packing, int cols, const uint8_t *strip, const float *f, int64_t ld, int64_t k, float *y,
-                    int64_t ldy, int add) {
+PL_INLINE void tile(pl_packing packing, int cols, const uint8_t *strip, const float *f, int64_t ld, int64_t k,
+                    int64_t ahead, float *y, int64_t ldy, int add) {
     const float *base[2] = {f, cols > 3 ? f + 3 * ld : f};
     __m512 sum[MOST_COLUMNS][4];
     PL_UNROLL
     for (int i = 0; i < cols * 4; i++) sum[i / 4][i % 4] = _mm512_setzero_ps();
     for (; k >= 4; k -= 4, strip += bytes_of_four(packing), base[0] += 4, base[1] += 4) {
-        pl_prefetch(strip, bytes_of_four(packing));
+        pl_prefetch(strip, ahead, bytes_of_four(packing));
         PL_UNROLL
         for (int j = 0; j < 4; j++) add_products(packing, cols, strip, j, base, ld, sum);
     }
@@ -54,12 +54,12 @@ PL_INLINE void matmul(pl_packing packing, const void *strip, const pl_acts *x, i
     const float *f = x->f + first * x->ld;
     PL_FOR_TILES(cols, MOST_COLUMNS, n) {
         switch (cols) {
-            case 1: tile(packing, 1, strip, f, x->ld, x->k, y, ldy, add); break;
-            case 2: tile(packing, 2, strip, f, x->ld, x->k, y, ldy, add); break;
-            case 3: tile(packing, 3, strip, f, x->ld, x->k, y, ldy, add); break;
-            case 4: tile(packing, 4, strip, f, x->ld, x->k, y, ldy, add); break;
-            case 5: tile(packing, 5, strip, f, x->ld, x->k, y, ldy, add); break;
-            case 6: tile(packing, 6, strip, f, x->ld, x->k, y, ldy, add); break;
+            case 1: tile(packing, 1, strip, f, x->ld, x->k, x->ahead, y, ldy, add); break;
+            case 2: tile(packing, 2, strip, f, x->ld, x->k, x->ahead, y, ldy, add); break;
+            case 3: tile(packing, 3, strip, f, x->ld, x->k, x->ahead, y, ldy, add); break;
+            case 4: tile(packing, 4, strip, f, x->ld, x->k, x->ahead, y, ldy, add); break;
+            case 5: tile(packing, 5, strip, f, x->ld, x->k, x->ahead, y, ldy, add); break;
+            case 6: tile(packing, 6, strip, f, x->ld, x->k, x->ahead, y, ldy, add); break;
         }
         f += cols * x->ld;
         y += cols * ldy;

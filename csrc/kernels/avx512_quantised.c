@@ -199,7 +199,7 @@ PL_INLINE void tile(shape t, int planes, int strips, int cols, const uint8_t *st
             PL_UNROLL
             for (int r = 0; r < strips; r++) {
                 w[r] = (block){strip + r * stride, j};
-                pl_prefetch(strip + r * stride + t.bytes / blocks_of(t) * j, t.bytes / blocks_of(t));
+                pl_prefetch(strip + r * stride + t.bytes / blocks_of(t) * j, x->ahead, t.bytes / blocks_of(t));
             }
             PL_UNROLL
             for (int s = 0; s < steps_of(t); s++) step(t, planes, strips, cols, w, s, &at, sum);

@@ -39,7 +39,10 @@ typedef struct pl_acts {
     const pl_act_block *blocks; /* (n, k / 32) */
     int64_t k;
     int32_t planes;
+    int64_t ahead; /* bytes from a weight to what may be fetched into the cache with it */
 } pl_acts;
+
+enum { PL_AHEAD = 4096 }; /* where weights are read from end to end */
 
 /* Bytes from one quantised column to the next. */
 static inline int64_t pl_acts_ldq(int64_t k, int32_t planes) { return k * planes + 64; }
@@ -73,11 +76,11 @@ typedef struct pl_kernels {
     float (*softmax)(float *s, int64_t n16, float scale, float *max);
 
     /* out[h][d] = fma(p[h][t], value[t][d], out[h][d]) for t in order. value (tokens, d16) f16 or f32,
-     * p (heads, ldp), out (heads, d16). */
-    void (*weigh_f16)(const uint16_t *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                      float *out);
-    void (*weigh_f32)(const float *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                      float *out);
+     * p (heads, ldp), out (heads, d16). ahead: as in pl_acts; 0 asks for nothing. */
+    void (*weigh_f16)(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                      int64_t heads, float *out);
+    void (*weigh_f32)(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                      int64_t heads, float *out);
 } pl_kernels;
 
 extern const pl_kernels pl_kernels_scalar;

@@ -311,13 +311,15 @@ PL_INLINE void weigh(void load(const void *, int64_t, float32x4_t[4]), const voi
     }
 }
 
-void pl_neon_weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                       float *out) {
+void pl_neon_weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                       int64_t heads, float *out) {
+    (void)ahead;
     weigh(load16_f16, value, tokens, d16, p, ldp, heads, out);
 }
 
-void pl_neon_weigh_f32(const float *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                       float *out) {
+void pl_neon_weigh_f32(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                       int64_t heads, float *out) {
+    (void)ahead;
     weigh(load16_f32, value, tokens, d16, p, ldp, heads, out);
 }
 #endif

@@ -15,10 +15,10 @@ void pl_neon_quantize(const float *x, int64_t k, int32_t planes, int8_t *q, pl_a
 void pl_neon_rmsnorm(const float *x, const float *weight, int64_t n, float eps, float *out);
 void pl_neon_swiglu(const float *gate, const float *up, int64_t n16, float *out);
 float pl_neon_softmax(float *s, int64_t n16, float scale, float *max);
-void pl_neon_weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                       float *out);
-void pl_neon_weigh_f32(const float *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                       float *out);
+void pl_neon_weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                       int64_t heads, float *out);
+void pl_neon_weigh_f32(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                       int64_t heads, float *out);
 
 /* ---- half a block: 8 rows of 32 k -------------------------------------------------------------------------------- */
 

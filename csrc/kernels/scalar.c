@@ -320,8 +320,9 @@ static float softmax(float *s, int64_t n16, float scale, float *max) {
     return fold(lane);
 }
 
-static void weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                      float *out) {
+static void weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                      int64_t heads, float *out) {
+    (void)ahead;
     for (int64_t h = 0; h < heads; h++) {
         for (int64_t t = 0; t < tokens; t++) {
             for (int64_t d = 0; d < d16; d++) {
@@ -331,8 +332,9 @@ static void weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, const 
     }
 }
 
-static void weigh_f32(const float *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp, int64_t heads,
-                      float *out) {
+static void weigh_f32(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
+                      int64_t heads, float *out) {
+    (void)ahead;
     for (int64_t h = 0; h < heads; h++) {
         for (int64_t t = 0; t < tokens; t++) {
             for (int64_t d = 0; d < d16; d++) {

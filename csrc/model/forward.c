@@ -15,6 +15,7 @@ typedef struct row {
     pl_session *session;
     int64_t position;
     int32_t token;
+    int64_t part; /* of a lone token: its first in scratch->parts, chunk by chunk, a row for each head; else -1 */
 } row;
 
 /* One evaluation, as all threads see it. */
@@ -27,6 +28,8 @@ typedef struct pass {
     int32_t n_runs;
     row *rows; /* (n): the tokens of all runs, one run after another */
     int64_t n;
+    int64_t n_parts; /* heads times chunks of lone tokens: runs of one token */
+    int64_t n_alone; /* how many there are */
     float **logits;  /* (n_logits): where each wanted row of logits goes */
     int64_t *wanted; /* (n_logits): its token's index in rows */
     int64_t n_logits;
@@ -79,11 +82,10 @@ static int32_t planes(const pass *p, const pl_matrix *m) {
     return pl_packings[m->packing].floats ? 0 : p->config->planes;
 }
 
-/* Column c of the activation buffer, and its quantised form where a reader wants that (planes > 0). */
-static float *column(const pass *p, int64_t c) { return p->scratch->acts.f + c * p->scratch->acts.ld; }
+static float *column(const pass *p, int64_t c) { return pl_acts_column(&p->scratch->acts, c); }
 
-static void quantize(const pass *p, int64_t c, int64_t k, int32_t planes) {
-    if (planes > 0) pl_acts_quantize(p->kernels, &p->scratch->acts, c, k, planes);
+static void set_column(const pass *p, int64_t c, const float *x, int64_t k, int32_t planes) {
+    pl_acts_set(p->kernels, &p->scratch->acts, c, x, k, planes);
 }
 
 /* acts = rmsnorm(x[index[i]]) for n tokens (index NULL: all, in order), ready for the matrices that read it. */
@@ -93,21 +95,11 @@ static void norm(const pass *p, const pl_worker *w, const float *weight, const i
     share s = share_of(w, n);
     for (int64_t i = s.begin; i < s.end; i++) {
         const float *x = p->scratch->x + (index ? index[i] : i) * pl_pad(dim);
-        p->kernels->rmsnorm(x, weight, dim, p->config->norm_eps, column(p, i + s.shift));
-        quantize(p, i + s.shift, dim, planes);
+        float *out = column(p, i + s.shift);
+        p->kernels->rmsnorm(x, weight, dim, p->config->norm_eps, out);
+        set_column(p, i + s.shift, out, dim, planes);
     }
     shared_out(w, n);
-}
-
-/* acts = attention's output */
-static void attended(const pass *p, const pl_worker *w, int32_t planes) {
-    int64_t width = (int64_t)p->config->n_heads * p->config->head_dim;
-    share s = share_of(w, p->n);
-    for (int64_t i = s.begin; i < s.end; i++) {
-        memcpy(column(p, i + s.shift), p->scratch->q + i * pl_pad(width), (size_t)width * sizeof(float));
-        quantize(p, i + s.shift, width, planes);
-    }
-    shared_out(w, p->n);
 }
 
 /* acts = silu(gate) * up */
@@ -116,8 +108,9 @@ static void gated(const pass *p, const pl_worker *w, int32_t planes) {
     share s = share_of(w, p->n);
     for (int64_t i = s.begin; i < s.end; i++) {
         const float *gate = p->scratch->gate + i * hidden, *up = p->scratch->up + i * hidden;
-        p->kernels->swiglu(gate, up, hidden, column(p, i + s.shift));
-        quantize(p, i + s.shift, p->config->hidden_dim, planes);
+        float *out = column(p, i + s.shift);
+        p->kernels->swiglu(gate, up, hidden, out);
+        set_column(p, i + s.shift, out, p->config->hidden_dim, planes);
     }
     shared_out(w, p->n);
 }
@@ -128,70 +121,165 @@ static void product(const pass *p, const pl_worker *w, const pl_matrix *matrix, 
     pl_matmul(p->kernels, w, matrix, &x, p->n, &(pl_output){.base = y, .ld = pl_pad(matrix->rows), .add = add});
 }
 
-/* Rotates queries and keys and puts keys and values into the pages; (token, KV head) units. */
-static void rotate_and_store(const pass *p, const pl_worker *w, int64_t layer) {
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+static int64_t group_of(const pl_config *c) { return c->n_heads / c->n_kv_heads; }
+
+/* Where head h of token i begins in scratch->q; KV head h in scratch->k and v. */
+static float *query(const pass *p, int64_t i, int64_t h) {
     const pl_config *c = p->config;
+    return p->scratch->q + i * pl_pad((int64_t)c->n_heads * c->head_dim) + h * c->head_dim;
+}
+
+static int64_t key_index(const pl_config *c, int64_t i, int64_t h) {
+    return i * pl_pad((int64_t)c->n_kv_heads * c->head_dim) + h * c->head_dim;
+}
+
+static void rotate(const pass *p, int64_t i, float *head) {
+    pl_rope(head, p->scratch->cos_sin + i * pl_pad(p->config->rope_dims), p->config->rope_dims);
+}
+
+/* Rotates token i's key of a KV head and puts it and the value into the page. */
+static void store(const pass *p, int64_t layer, int64_t i, int64_t h) {
+    const row *r = &p->rows[i];
     const pl_kv_layout *kv = &p->model->kv;
-    int64_t begin, end, group = c->n_heads / c->n_kv_heads, hd = c->head_dim;
-    pl_share(w, p->n * c->n_kv_heads, 1, &begin, &end);
+    float *k = p->scratch->k + key_index(p->config, i, h);
+    const float *v = p->scratch->v + key_index(p->config, i, h);
+    rotate(p, i, k);
+    uint8_t *page = r->session->table.pages[r->position / PL_PAGE];
+    pl_kv_store(kv, page + pl_kv_unit(kv, layer, h), r->position % PL_PAGE, k, v);
+}
+
+/* Queries and keys of runs of several tokens, which see each other: (token, KV head) units. */
+static void rotate_and_store(const pass *p, const pl_worker *w, int64_t layer) {
+    if (p->n_alone == p->n) return;
+    int64_t begin, end, group = group_of(p->config), heads = p->config->n_kv_heads;
+    pl_share(w, p->n * heads, 1, &begin, &end);
     for (int64_t unit = begin; unit < end; unit++) {
-        int64_t i = unit / c->n_kv_heads, head = unit % c->n_kv_heads;
-        const row *r = &p->rows[i];
-        const float *cos_sin = p->scratch->cos_sin + i * pl_pad(c->rope_dims);
-        float *q = p->scratch->q + i * pl_pad(c->n_heads * hd) + head * group * hd;
-        float *k = p->scratch->k + i * pl_pad(c->n_kv_heads * hd) + head * hd;
-        const float *v = p->scratch->v + i * pl_pad(c->n_kv_heads * hd) + head * hd;
-        for (int64_t g = 0; g < group; g++) pl_rope(q + g * hd, cos_sin, c->rope_dims);
-        pl_rope(k, cos_sin, c->rope_dims);
-        uint8_t *page = r->session->table.pages[r->position / PL_PAGE];
-        pl_kv_store(kv, page + pl_kv_unit(kv, layer, head), r->position % PL_PAGE, k, v);
+        int64_t i = unit / heads, h = unit % heads;
+        if (p->rows[i].part >= 0) continue;
+        for (int64_t g = 0; g < group; g++) rotate(p, i, query(p, i, h * group + g));
+        store(p, layer, i, h);
     }
     pl_barrier_wait(w);
 }
 
-/* One call of pl_attend: `rows` tokens from i on with head h, or (rows of heads) token i with heads h and up. */
-static void attend(const pass *p, const pl_worker *w, int64_t layer, int64_t i, int64_t h, int64_t rows, int heads) {
-    const pl_config *c = p->config;
+static pl_kv_view view_of(const pass *p, int64_t i, int64_t layer, int64_t kv_head) {
     const pl_kv_layout *kv = &p->model->kv;
-    int64_t hd = c->head_dim, ldq = pl_pad(c->n_heads * hd);
-    float *q = p->scratch->q + i * ldq + h * hd;
-    pl_queries queries = {
-        .q = q,
-        .ldq = heads ? hd : ldq,
-        .rows = rows,
-        .first = p->rows[i].position,
-        .step = heads ? 0 : 1,
-        .out = q, /* in its place: nobody else reads these rows of these heads */
-        .ldo = heads ? hd : ldq,
-    };
-    size_t unit = pl_kv_unit(kv, layer, h / (c->n_heads / c->n_kv_heads));
-    pl_attend(p->kernels, kv, p->rows[i].session->table.pages, unit, 1.0f / sqrtf((float)hd), &queries,
-              p->scratch->attend + (size_t)w->index * pl_attend_work(kv));
+    return (pl_kv_view){kv, p->rows[i].session->table.pages, pl_kv_unit(kv, layer, kv_head)};
 }
 
-/* q = attention of all tokens. A lone token shares each KV head's keys among the group's heads; a run of tokens
- * shares them among up to PL_ROWS tokens of one head. Units go round the threads. */
-static void attention(const pass *p, const pl_worker *w, int64_t layer) {
+static float score_scale(const pl_config *c) { return 1.0f / sqrtf((float)c->head_dim); }
+
+/* A worker's own room for attention: pl_scratch_attend. */
+static float *room_of(const pass *p, const pl_worker *w) {
+    return p->scratch->attend + (size_t)w->index * (size_t)pl_pad(pl_scratch_attend(&p->model->kv));
+}
+
+static pl_attended part_of(const pass *p, int64_t part) {
+    pl_attended all = p->scratch->parts;
+    return (pl_attended){all.max + part, all.sum + part, all.values + part * p->model->kv.d16};
+}
+
+/* One chunk of a lone token's attention with a KV head: all heads of the group at once, whose queries it rotates for
+ * itself. The chunk that the token stands in sees its key first, and stores it. */
+static void attend_alone(const pass *p, const pl_worker *w, int64_t layer, int64_t i, int64_t kv_head, int64_t chunk) {
     const pl_config *c = p->config;
-    int64_t group = c->n_heads / c->n_kv_heads, unit = 0, i = 0;
+    const row *r = &p->rows[i];
+    int64_t group = group_of(c), hd = c->head_dim, first = kv_head * group;
+    float *work = room_of(p, w), *q = work + PL_ATTEND_WORK;
+    if (chunk == r->position / PL_CHUNK) store(p, layer, i, kv_head);
+    pl_kv_view kv = view_of(p, i, layer, kv_head);
+    for (int64_t g = 0; g < group; g += PL_ROWS) {
+        int64_t rows = group - g < PL_ROWS ? group - g : PL_ROWS;
+        memcpy(q, query(p, i, first + g), (size_t)(rows * hd) * sizeof *q);
+        for (int64_t j = 0; j < rows; j++) rotate(p, i, q + j * hd);
+        pl_queries queries = {.q = q, .ldq = hd, .rows = rows, .first = r->position, .step = 0};
+        pl_attended out = part_of(p, r->part + chunk * c->n_heads + first + g);
+        pl_attend_chunk(p->kernels, &kv, score_scale(c), &queries, chunk * PL_CHUNK, work, out);
+    }
+}
+
+/* The attention of up to PL_ROWS consecutive tokens with head h, which takes their queries' place. */
+static void attend_tokens(const pass *p, const pl_worker *w, int64_t layer, int64_t i, int64_t n, int64_t h) {
+    const pl_config *c = p->config;
+    int64_t d16 = p->model->kv.d16, ldq = pl_pad((int64_t)c->n_heads * c->head_dim);
+    float *work = room_of(p, w), *so_far = work + PL_ATTEND_WORK, *more = so_far + PL_ROWS * (d16 + 2);
+    pl_attended all = {so_far, so_far + PL_ROWS, so_far + 2 * PL_ROWS};
+    pl_attended chunk = {more, more + PL_ROWS, more + 2 * PL_ROWS};
+    pl_queries queries = {.q = query(p, i, h), .ldq = ldq, .rows = n, .first = p->rows[i].position, .step = 1};
+    pl_kv_view kv = view_of(p, i, layer, h / group_of(c));
+    for (int64_t start = 0; start <= p->rows[i + n - 1].position; start += PL_CHUNK) {
+        pl_attend_chunk(p->kernels, &kv, score_scale(c), &queries, start, work, start == 0 ? all : chunk);
+        if (start > 0) pl_attend_fold(n, d16, all, chunk);
+    }
+    for (int64_t t = 0; t < n; t++) pl_attend_finish(&p->model->kv, all, t, query(p, i + t, h));
+}
+
+/* Lone tokens: units of a KV head and a chunk, in the order in which pages are read, an equal share for each thread. */
+static void attention_alone(const pass *p, const pl_worker *w, int64_t layer) {
+    int64_t heads = p->config->n_kv_heads, unit = 0, i = 0, begin, end;
+    pl_share(w, p->n_parts / group_of(p->config), 1, &begin, &end);
+    for (int32_t r = 0; r < p->n_runs && unit < end; i += p->runs[r].n, r++) {
+        if (p->runs[r].n != 1) continue;
+        int64_t chunks = p->rows[i].position / PL_CHUNK + 1, last = unit + heads * chunks;
+        for (int64_t j = unit < begin ? begin : unit; j < end && j < last; j++) {
+            attend_alone(p, w, layer, i, (j - unit) / chunks, (j - unit) % chunks);
+        }
+        unit = last;
+    }
+}
+
+/* Runs of several tokens: units of a head and PL_ROWS tokens, which go round the threads, since later ones see more. */
+static void attention_of_runs(const pass *p, const pl_worker *w, int64_t layer) {
+    int64_t heads = p->config->n_heads, unit = 0, i = 0;
     for (int32_t r = 0; r < p->n_runs; i += p->runs[r].n, r++) {
         int64_t n = p->runs[r].n;
-        if (n == 1) {
-            for (int64_t h = 0; h < c->n_heads;) {
-                int64_t left = group - h % group, rows = left < PL_ROWS ? left : PL_ROWS;
-                if (unit++ % w->count == w->index) attend(p, w, layer, i, h, rows, 1);
-                h += rows;
-            }
-            continue;
-        }
-        for (int64_t t = 0; t < n; t += PL_ROWS) {
-            for (int64_t h = 0; h < c->n_heads; h++) {
+        for (int64_t t = 0; t < n && n > 1; t += PL_ROWS) {
+            for (int64_t h = 0; h < heads; h++) {
                 if (unit++ % w->count != w->index) continue;
-                attend(p, w, layer, i + t, h, n - t < PL_ROWS ? n - t : PL_ROWS, 0);
+                attend_tokens(p, w, layer, i + t, n - t < PL_ROWS ? n - t : PL_ROWS, h);
             }
         }
     }
+}
+
+static void attention(const pass *p, const pl_worker *w, int64_t layer) {
+    attention_of_runs(p, w, layer);
+    attention_alone(p, w, layer);
     pl_barrier_wait(w);
+}
+
+/* The attention of a lone token from its chunks, out (heads * head_dim). Where every thread wants it for itself, none
+ * may change the parts. */
+static void combine(const pass *p, const pl_worker *w, const row *r, float *out) {
+    const pl_config *c = p->config;
+    int64_t d16 = p->model->kv.d16;
+    float *room = room_of(p, w);
+    pl_attended all = {room, room + 1, room + 2};
+    for (int64_t h = 0; h < c->n_heads; h++) {
+        pl_attended first = part_of(p, r->part + h);
+        *all.max = *first.max;
+        *all.sum = *first.sum;
+        memcpy(all.values, first.values, (size_t)d16 * sizeof *all.values);
+        for (int64_t chunk = 1; chunk <= r->position / PL_CHUNK; chunk++) {
+            pl_attend_fold(1, d16, all, part_of(p, r->part + chunk * c->n_heads + h));
+        }
+        pl_attend_finish(&p->model->kv, all, 0, out + h * c->head_dim);
+    }
+}
+
+/* acts = attention's output */
+static void attended(const pass *p, const pl_worker *w, int32_t planes) {
+    int64_t width = (int64_t)p->config->n_heads * p->config->head_dim;
+    share s = share_of(w, p->n);
+    for (int64_t i = s.begin; i < s.end; i++) {
+        const row *r = &p->rows[i];
+        float *out = r->part >= 0 ? column(p, i + s.shift) : query(p, i, 0);
+        if (r->part >= 0) combine(p, w, r, out);
+        set_column(p, i + s.shift, out, width, planes);
+    }
+    shared_out(w, p->n);
 }
 
 /* ---- the transformer -------------------------------------------------------------------------------------------- */
@@ -256,17 +344,34 @@ static void transformer(void *argument, const pl_worker *w) {
 
 /* ---- setting up ------------------------------------------------------------------------------------------------- */
 
+/* Heads times chunks of a lone token. */
+static int64_t parts_of(const pl_config *c, const pl_run *run) {
+    return (run->session->position / PL_CHUNK + 1) * c->n_heads;
+}
+
+static void count(pass *p) {
+    for (int32_t r = 0; r < p->n_runs; r++) {
+        const pl_run *run = &p->runs[r];
+        p->n += run->n;
+        p->n_logits += run->n_logits;
+        if (run->n != 1) continue;
+        p->n_alone++;
+        p->n_parts += parts_of(p->config, run);
+    }
+}
+
 static void list_rows(pass *p) {
-    int64_t i = 0, m = 0;
+    int64_t i = 0, m = 0, part = 0;
     for (int32_t r = 0; r < p->n_runs; r++) {
         const pl_run *run = &p->runs[r];
         for (int64_t t = 0; t < run->n; t++, i++) {
-            p->rows[i] = (row){run->session, run->session->position + t, run->tokens[t]};
+            p->rows[i] = (row){run->session, run->session->position + t, run->tokens[t], run->n == 1 ? part : -1};
             int64_t wanted = t - (run->n - run->n_logits);
             if (wanted < 0) continue;
             p->wanted[m] = i;
             p->logits[m++] = run->logits + wanted * p->config->vocab_size;
         }
+        if (run->n == 1) part += parts_of(p->config, run);
     }
 }
 
@@ -281,8 +386,8 @@ int32_t pl_forward(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t 
               .poll = poll,
               .context = context,
               .polled = pl_seconds()};
-    for (int32_t r = 0; r < n_runs; r++) p.n += runs[r].n, p.n_logits += runs[r].n_logits;
-    int32_t status = pl_scratch_reserve(p.scratch, model, p.n, threads, err);
+    count(&p);
+    int32_t status = pl_scratch_reserve(p.scratch, model, p.n, p.n_parts, threads, err);
     if (status != PL_OK) return status;
     p.rows = pl_alloc((size_t)p.n, sizeof *p.rows);
     p.wanted = pl_alloc((size_t)p.n_logits, sizeof *p.wanted);

@@ -12,10 +12,7 @@ static int64_t widest_input(const pl_config *c) {
     return q > widest ? q : widest;
 }
 
-int32_t pl_scratch_reserve(pl_scratch *s, const pl_model *m, int64_t tokens, int32_t threads, pl_error *err) {
-    if (tokens <= s->tokens && threads <= s->threads) return PL_OK;
-    if (tokens < s->tokens) tokens = s->tokens;
-    pl_scratch_free(s);
+static int reserve_tokens(pl_scratch *s, const pl_model *m, int64_t tokens, int32_t threads, pl_error *err) {
     const pl_config *c = &m->config;
     s->tokens = tokens;
     s->threads = threads;
@@ -26,10 +23,37 @@ int32_t pl_scratch_reserve(pl_scratch *s, const pl_model *m, int64_t tokens, int
     s->gate = floats(tokens, c->hidden_dim);
     s->up = floats(tokens, c->hidden_dim);
     s->cos_sin = floats(tokens, c->rope_dims);
-    s->attend = pl_alloc((size_t)threads * pl_attend_work(&m->kv), sizeof(float));
-    int32_t status = pl_act_buffer_init(&s->acts, tokens > threads ? tokens : threads, widest_input(c), err);
+    s->attend = floats(threads, pl_scratch_attend(&m->kv));
     int complete = s->x && s->q && s->k && s->v && s->gate && s->up && s->cos_sin && s->attend;
-    if (status == PL_OK && complete) return PL_OK;
+    return complete && pl_act_buffer_init(&s->acts, tokens > threads ? tokens : threads, widest_input(c), err) == PL_OK;
+}
+
+static void free_partials(pl_scratch *s) {
+    pl_free(s->parts.max);
+    pl_free(s->parts.sum);
+    pl_free(s->parts.values);
+    s->parts = (pl_attended){0};
+    s->partials = 0;
+}
+
+static int reserve_partials(pl_scratch *s, const pl_model *m, int64_t partials) {
+    free_partials(s);
+    s->partials = partials + partials / 2; /* they grow with the position */
+    s->parts.max = floats(1, s->partials);
+    s->parts.sum = floats(1, s->partials);
+    s->parts.values = floats(s->partials, m->kv.d16);
+    return s->parts.max && s->parts.sum && s->parts.values;
+}
+
+int32_t pl_scratch_reserve(pl_scratch *s, const pl_model *m, int64_t tokens, int64_t partials, int32_t threads,
+                           pl_error *err) {
+    int enough = tokens <= s->tokens && threads <= s->threads;
+    if (!enough) {
+        if (tokens < s->tokens) tokens = s->tokens;
+        pl_scratch_free(s);
+        enough = reserve_tokens(s, m, tokens, threads, err);
+    }
+    if (enough && (partials <= s->partials || reserve_partials(s, m, partials))) return PL_OK;
     pl_scratch_free(s);
     return pl_fail(err, PL_MEMORY, "no memory for the activations of %lld tokens", (long long)tokens);
 }
@@ -44,5 +68,6 @@ void pl_scratch_free(pl_scratch *s) {
     pl_free(s->cos_sin);
     pl_free(s->attend);
     pl_act_buffer_free(&s->acts);
+    free_partials(s);
     *s = (pl_scratch){0};
 }

@@ -14,10 +14,17 @@ typedef struct pl_scratch {
     float *gate, *up;   /* (tokens, hidden) */
     float *cos_sin;     /* (tokens, rope_dims / 2, 2) */
     pl_act_buffer acts; /* (max(tokens, threads)): what the next product reads */
-    float *attend;      /* (threads, pl_attend_work) */
+    float *attend;      /* (threads, pl_scratch_attend): each thread's own, for attention */
+    int64_t partials;   /* room for so many */
+    pl_attended parts;  /* (partials): attention of lone tokens, by chunk and head */
 } pl_scratch;
 
-int32_t pl_scratch_reserve(pl_scratch *scratch, const pl_model *model, int64_t tokens, int32_t threads, pl_error *err);
+/* Floats that a thread works with in attention: a chunk's scores, and for some rows either their rotated queries or
+ * what is known of two chunks. */
+static inline int64_t pl_scratch_attend(const pl_kv_layout *kv) { return PL_ATTEND_WORK + 2 * PL_ROWS * (kv->d16 + 2); }
+
+int32_t pl_scratch_reserve(pl_scratch *scratch, const pl_model *model, int64_t tokens, int64_t partials,
+                           int32_t threads, pl_error *err);
 void pl_scratch_free(pl_scratch *scratch);
 
 #endif

@@ -47,22 +47,14 @@ void pl_kv_load(const pl_kv_layout *l, const uint8_t *unit, int64_t slot, float 
 
 /* ---- one chunk -------------------------------------------------------------------------------------------------- */
 
-/* What a row knows so far: the maximum of its scores, the sum of its weights relative to it, the weighted values. */
-typedef struct running {
-    float max[PL_ROWS], sum[PL_ROWS];
-    float *out; /* (rows, d16) */
-} running;
-
 /* Everything one call works with. */
 typedef struct attention {
     const pl_kernels *kernels;
-    const pl_kv_layout *layout;
-    uint8_t *const *pages;
-    size_t unit;
-    float scale;
+    const pl_kv_view *kv;
     const pl_queries *queries;
+    int64_t start;
     float *scores; /* (rows, PL_CHUNK) */
-    float *part;   /* (rows, d16): values of this chunk */
+    float *values; /* (rows, d16) */
 } attention;
 
 /* How many positions of the chunk at `start` row r sees. */
@@ -71,91 +63,90 @@ static int64_t visible(const pl_queries *q, int64_t r, int64_t start) {
     return n < 0 ? 0 : n > PL_CHUNK ? PL_CHUNK : n;
 }
 
+/* Where the keys and the values of page i lie. */
+static const uint8_t *keys_of(const attention *a, int64_t i) { return a->kv->pages[i] + a->kv->unit; }
+
+static const uint8_t *values_of(const attention *a, int64_t i) { return keys_of(a, i) + a->kv->layout->key_bytes; }
+
+/* From what is read to what is read next, of which as much is fetched meanwhile. One position's attention does little
+ * with each byte, and no page is long enough for the hardware to notice that it is read from end to end. */
+static int64_t ahead(const attention *a, const uint8_t *from, const uint8_t *next) {
+    return a->queries->step == 0 ? (int64_t)((uintptr_t)next - (uintptr_t)from) : 0;
+}
+
 /* scores (rows, PL_CHUNK) = q . k over the strips that any row sees, a page at a time. */
-static void score(const attention *a, int64_t start, int64_t n) {
-    const pl_kv_layout *l = a->layout;
+static void score(const attention *a, int64_t n) {
+    const pl_kv_layout *l = a->kv->layout;
     pl_acts x = {.f = a->queries->q, .ld = a->queries->ldq, .k = l->head_dim};
     pl_packing packing = l->type == PL_TYPE_F16 ? PL_PACK_F16 : PL_PACK_F32;
+    int64_t first = a->start / PL_PAGE;
     for (int64_t t = 0; t < n; t += PL_PAGE) {
-        int64_t left = (n - t + PL_STRIP - 1) / PL_STRIP, strips = PL_PAGE / PL_STRIP;
-        const uint8_t *keys = a->pages[(start + t) / PL_PAGE] + a->unit;
-        a->kernels->matmul[packing](keys, left < strips ? left : strips, &x, 0, a->queries->rows, a->scores + t,
-                                    PL_CHUNK, 0);
+        int64_t left = (n - t + PL_STRIP - 1) / PL_STRIP, strips = PL_PAGE / PL_STRIP, page = first + t / PL_PAGE;
+        x.ahead = ahead(a, keys_of(a, page), t + PL_PAGE < n ? keys_of(a, page + 1) : values_of(a, first));
+        a->kernels->matmul[packing](keys_of(a, page), left < strips ? left : strips, &x, 0, a->queries->rows,
+                                    a->scores + t, PL_CHUNK, 0);
     }
 }
 
-/* part += p v for rows [row, row + rows) and positions [begin, end) of the chunk. */
-static void weigh(const attention *a, int64_t start, int64_t begin, int64_t end, int64_t row, int64_t rows) {
-    const pl_kv_layout *l = a->layout;
+/* What is read after the values of a page: those of the next in the chunk, or the next chunk's keys. */
+static const uint8_t *after_values(const attention *a, int64_t page) {
+    if (page * PL_PAGE + PL_PAGE > a->queries->first) return values_of(a, page); /* the last there is */
+    return (page + 1) * PL_PAGE % PL_CHUNK == 0 ? keys_of(a, page + 1) : values_of(a, page + 1);
+}
+
+/* values += p v for rows [row, row + rows) and positions [begin, end) of the chunk. */
+static void weigh(const attention *a, int64_t begin, int64_t end, int64_t row, int64_t rows) {
+    const pl_kv_layout *l = a->kv->layout;
     for (int64_t t = begin; t < end;) {
-        int64_t slot = (start + t) % PL_PAGE, n = PL_PAGE - slot < end - t ? PL_PAGE - slot : end - t;
-        const uint8_t *values =
-            a->pages[(start + t) / PL_PAGE] + a->unit + l->key_bytes + (size_t)(slot * l->d16) * l->element;
+        int64_t page = (a->start + t) / PL_PAGE, slot = (a->start + t) % PL_PAGE;
+        int64_t n = PL_PAGE - slot < end - t ? PL_PAGE - slot : end - t;
+        int64_t next = ahead(a, values_of(a, page), after_values(a, page));
+        const void *v = values_of(a, page) + (size_t)(slot * l->d16) * l->element;
         const float *p = a->scores + row * PL_CHUNK + t;
-        float *out = a->part + row * l->d16;
+        float *values = a->values + row * l->d16;
         if (l->type == PL_TYPE_F16) {
-            a->kernels->weigh_f16((const uint16_t *)values, n, l->d16, p, PL_CHUNK, rows, out);
+            a->kernels->weigh_f16(v, n, l->d16, next, p, PL_CHUNK, rows, values);
         } else {
-            a->kernels->weigh_f32((const float *)values, n, l->d16, p, PL_CHUNK, rows, out);
+            a->kernels->weigh_f32(v, n, l->d16, next, p, PL_CHUNK, rows, values);
         }
         t += n;
     }
 }
 
-/* Folds this chunk's (max, sum, part) into what row r knows. */
-static void combine(const attention *a, running *so_far, int64_t r, float max, float sum) {
-    int64_t d16 = a->layout->d16;
-    float *out = so_far->out + r * d16;
-    const float *part = a->part + r * d16;
-    float top = max > so_far->max[r] ? max : so_far->max[r];
-    float old = pl_expf(so_far->max[r] - top), new = pl_expf(max - top);
-    so_far->max[r] = top;
-    so_far->sum[r] = so_far->sum[r] * old + sum * new;
-    for (int64_t d = 0; d < d16; d++) out[d] = out[d] * old + part[d] * new;
-}
-
-static void attend_chunk(const attention *a, running *so_far, int64_t start, int first) {
-    const pl_queries *q = a->queries;
-    float max[PL_ROWS], sum[PL_ROWS];
-    score(a, start, visible(q, q->rows - 1, start));
+void pl_attend_chunk(const pl_kernels *kernels, const pl_kv_view *kv, float scale, const pl_queries *q, int64_t start,
+                     float *work, pl_attended out) {
+    attention a = {kernels, kv, q, start, work, out.values};
+    score(&a, visible(q, q->rows - 1, start));
     for (int64_t r = 0; r < q->rows; r++) {
-        float *s = a->scores + r * PL_CHUNK;
+        float *s = work + r * PL_CHUNK;
         int64_t n = visible(q, r, start), n16 = (n + 15) / 16 * 16;
         for (int64_t t = n; t < n16; t++) s[t] = -INFINITY;
-        if (n > 0) sum[r] = a->kernels->softmax(s, n16, a->scale, &max[r]);
+        out.max[r] = -INFINITY;
+        out.sum[r] = n > 0 ? kernels->softmax(s, n16, scale, &out.max[r]) : 0.0f;
     }
-    memset(a->part, 0, (size_t)(q->rows * a->layout->d16) * sizeof *a->part);
+    memset(out.values, 0, (size_t)(q->rows * kv->layout->d16) * sizeof *out.values);
     int64_t common = visible(q, 0, start);
-    weigh(a, start, 0, common, 0, q->rows);
-    for (int64_t r = 0; r < q->rows; r++) {
-        int64_t n = visible(q, r, start);
-        weigh(a, start, common, n, r, 1);
-        if (n == 0) continue;
-        if (first) {
-            so_far->max[r] = max[r];
-            so_far->sum[r] = sum[r];
-            memcpy(so_far->out + r * a->layout->d16, a->part + r * a->layout->d16,
-                   (size_t)a->layout->d16 * sizeof *a->part);
-        } else {
-            combine(a, so_far, r, max[r], sum[r]);
-        }
-    }
+    weigh(&a, 0, common, 0, q->rows);
+    for (int64_t r = 0; r < q->rows; r++) weigh(&a, common, visible(q, r, start), r, 1);
 }
 
 /* ---- all chunks ------------------------------------------------------------------------------------------------- */
 
-size_t pl_attend_work(const pl_kv_layout *layout) { return PL_ROWS * (PL_CHUNK + 2 * (size_t)layout->d16); }
-
-void pl_attend(const pl_kernels *kernels, const pl_kv_layout *layout, uint8_t *const *pages, size_t unit, float scale,
-               const pl_queries *queries, float *work) {
-    attention a = {kernels, layout, pages, unit, scale, queries, work, work + PL_ROWS * PL_CHUNK};
-    running so_far = {.out = a.part + PL_ROWS * layout->d16};
-    int64_t last = queries->first + (queries->rows - 1) * queries->step;
-    for (int64_t start = 0; start <= last; start += PL_CHUNK) attend_chunk(&a, &so_far, start, start == 0);
-    for (int64_t r = 0; r < queries->rows; r++) {
-        float inverse = 1.0f / so_far.sum[r];
-        for (int64_t d = 0; d < layout->head_dim; d++) {
-            queries->out[r * queries->ldo + d] = so_far.out[r * layout->d16 + d] * inverse;
-        }
+void pl_attend_fold(int64_t rows, int64_t d16, pl_attended so_far, pl_attended chunk) {
+    for (int64_t r = 0; r < rows; r++) {
+        if (chunk.sum[r] == 0) continue; /* sees none of it: others have at least their largest score, exp(0) */
+        float top = chunk.max[r] > so_far.max[r] ? chunk.max[r] : so_far.max[r];
+        float old = pl_expf(so_far.max[r] - top), new = pl_expf(chunk.max[r] - top);
+        so_far.max[r] = top;
+        so_far.sum[r] = so_far.sum[r] * old + chunk.sum[r] * new;
+        float *values = so_far.values + r * d16;
+        const float *more = chunk.values + r * d16;
+        for (int64_t d = 0; d < d16; d++) values[d] = values[d] * old + more[d] * new;
     }
+}
+
+void pl_attend_finish(const pl_kv_layout *layout, pl_attended all, int64_t r, float *out) {
+    float inverse = 1.0f / all.sum[r];
+    const float *values = all.values + r * layout->d16;
+    for (int64_t d = 0; d < layout->head_dim; d++) out[d] = values[d] * inverse;
 }

@@ -36,20 +36,33 @@ void pl_kv_store(const pl_kv_layout *layout, uint8_t *unit, int64_t slot, const 
 void pl_kv_load(const pl_kv_layout *layout, const uint8_t *unit, int64_t slot, float *k, float *v);
 
 /* Queries of one KV head, in one sequence: either the heads of a group at one position (step 0) or consecutive
- * positions of one head (step 1). Row r is at q + r * ldq, sees positions [0, first + r * step], and its result goes
- * to out + r * ldo. */
+ * positions of one head (step 1). Row r is at q + r * ldq and sees positions [0, first + r * step]. */
 typedef struct pl_queries {
     const float *q;
     int64_t ldq, rows; /* rows <= PL_ROWS */
     int64_t first, step;
-    float *out;
-    int64_t ldo;
 } pl_queries;
 
-/* out_r = sum_t softmax(scale q_r . k_t) v_t. Per chunk of PL_CHUNK positions: scores, their maximum m, p = exp(s - m),
- * l = sum p, o = sum p v; chunks are combined in order. pages: the sequence's pages; work: pl_attend_work() floats. */
-void pl_attend(const pl_kernels *kernels, const pl_kv_layout *layout, uint8_t *const *pages, size_t unit, float scale,
-               const pl_queries *queries, float *work);
-size_t pl_attend_work(const pl_kv_layout *layout);
+/* What queries make of some of the positions, a row each: the largest score m, l = sum p with p = exp(score - m), and
+ * sum p v. */
+typedef struct pl_attended { float *max, *sum, *values; /* (rows), (rows), (rows, d16) */ } pl_attended;
+
+/* The sequence's keys and values of one layer and KV head. */
+typedef struct pl_kv_view {
+    const pl_kv_layout *layout;
+    uint8_t *const *pages;
+    size_t unit;
+} pl_kv_view;
+
+enum { PL_ATTEND_WORK = PL_ROWS * PL_CHUNK }; /* floats of `work` below */
+
+/* One chunk: the PL_CHUNK positions from `start` on, as far as each row sees them. A row that sees none has m = -inf,
+ * l = 0. scale: what scores are multiplied with. */
+void pl_attend_chunk(const pl_kernels *kernels, const pl_kv_view *kv, float scale, const pl_queries *queries,
+                     int64_t start, float *work, pl_attended out);
+/* Folds the chunk that follows into what is known of those before it. */
+void pl_attend_fold(int64_t rows, int64_t d16, pl_attended so_far, pl_attended chunk);
+/* The attention of row r, out (head_dim): sum p v / sum p. */
+void pl_attend_finish(const pl_kv_layout *layout, pl_attended all, int64_t r, float *out);
 
 #endif

@@ -82,8 +82,12 @@ void pl_act_buffer_free(pl_act_buffer *b) {
     *b = (pl_act_buffer){0};
 }
 
-void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *b, int64_t c, int64_t k, int32_t planes) {
-    kernels->quantize(b->f + c * b->ld, k, planes, b->q + c * pl_acts_ldq(k, planes), b->blocks + c * (k / PL_BLOCK));
+void pl_acts_set(const pl_kernels *kernels, pl_act_buffer *b, int64_t c, const float *x, int64_t k, int32_t planes) {
+    if (planes > 0) {
+        kernels->quantize(x, k, planes, b->q + c * pl_acts_ldq(k, planes), b->blocks + c * (k / PL_BLOCK));
+    } else if (x != pl_acts_column(b, c)) {
+        memcpy(pl_acts_column(b, c), x, (size_t)k * sizeof *x);
+    }
 }
 
 pl_acts pl_acts_view(const pl_act_buffer *b, int64_t first, int64_t k, int32_t planes) {
@@ -94,7 +98,8 @@ pl_acts pl_acts_view(const pl_act_buffer *b, int64_t first, int64_t k, int32_t p
                      .ldq = ldq,
                      .blocks = b->blocks + first * (k / PL_BLOCK),
                      .k = k,
-                     .planes = planes};
+                     .planes = planes,
+                     .ahead = PL_AHEAD};
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------- */

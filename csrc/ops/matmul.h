@@ -34,8 +34,12 @@ typedef struct pl_act_buffer {
 int32_t pl_act_buffer_init(pl_act_buffer *buffer, int64_t n, int64_t widest, pl_error *err);
 void pl_act_buffer_free(pl_act_buffer *buffer);
 
-/* Quantises column c, the k floats at buffer->f + c * ld, into `planes` bytes each. k is a multiple of 32. */
-void pl_acts_quantize(const pl_kernels *kernels, pl_act_buffer *buffer, int64_t c, int64_t k, int32_t planes);
+/* Column c as floats, for an input to be written to. */
+static inline float *pl_acts_column(const pl_act_buffer *buffer, int64_t c) { return buffer->f + c * buffer->ld; }
+/* Makes column c of x (k), which may be that column itself: quantised into `planes` bytes each, for which k is a
+ * multiple of 32, or as floats (planes 0). */
+void pl_acts_set(const pl_kernels *kernels, pl_act_buffer *buffer, int64_t c, const float *x, int64_t k,
+                 int32_t planes);
 /* The buffer from column `first` on as kernels read it, for inputs of width k quantised into `planes`. */
 pl_acts pl_acts_view(const pl_act_buffer *buffer, int64_t first, int64_t k, int32_t planes);
 

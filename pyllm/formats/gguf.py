@@ -64,6 +64,12 @@ class StringArray(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    @property
+    def buffer(self) -> tuple[bytes, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """All strings as they lie in the file: bytes, and where each starts and ends in them (int64)."""
+        ends = np.array(self._ends, np.int64)
+        return self._data, ends[:-1] + 8, ends[1:]
+
     def raw(self, index: int) -> bytes:
         """The bytes of one string."""
         i = range(len(self))[index]

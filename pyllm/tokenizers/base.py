@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 from pyllm.errors import TokenizerError
 from pyllm.formats.checkpoint import Checkpoint
+from pyllm.machine import available_threads
 from pyllm.tokenizers.decoder import Decoder
 from pyllm.tokenizers.matcher import PieceMatcher
 
@@ -32,6 +33,7 @@ class Traits:
     eos_ids: frozenset[int] = frozenset()
     stop_ids: frozenset[int] | None = None  # None: `eos_ids`
     add_bos: bool = False
+    add_eos: bool = False
     prefix: str = ""
     text_starts: frozenset[int] = frozenset()
     control: Mapping[int, str] = field(default_factory=dict)
@@ -39,12 +41,20 @@ class Traits:
     chat_template: str | None = None
 
 
+class Stretch(NamedTuple):
+    """A non-empty text without whole pieces. `at_start`: a text begins here, so the vocabulary's `prefix` applies."""
+
+    text: str
+    at_start: bool
+
+
 class Tokenizer(ABC):
     """Text to token ids and back. Immutable after loading: any number of threads may use one at once.
 
     vocab_size: number of ids, which are 0 to vocab_size - 1.
     bos_id: the id that begins a text, or None. add_bos: whether this model's texts begin with it.
-    eos_id: the id that `encode(eos=True)` ends with, or None. eos_ids: all ids that end a text or a turn.
+    eos_id: the id that `encode(eos=True)` ends with, or None. add_eos: whether the texts that this model was made for,
+        such as those that an embedding model reads, end with it. eos_ids: all ids that end a text or a turn.
     stop_ids: ids at which generation stops; the same as eos_ids, but for llama2.c's files.
     control_ids: ids that add nothing to the text, and that text becomes only with `special=True`.
     chat_template: Jinja source, or None.
@@ -60,6 +70,7 @@ class Tokenizer(ABC):
         self.control_ids: frozenset[int] = frozenset(traits.control)
         self.chat_template: str | None = traits.chat_template
         self.add_bos: bool = traits.add_bos
+        self.add_eos: bool = traits.add_eos
         self._known_bytes: dict[int, bytes] = {}
 
     # ---- loading ----------------------------------------------------------------------------------------------------
@@ -94,17 +105,20 @@ class Tokenizer(ABC):
         control tokens in the text become such; otherwise they are text like any other. Raises `TypeError` for what
         is no `str`, `TokenizerError` for lone surrogates and for a BOS or EOS that the vocabulary does not have.
         """
-        check_text(text)
         matcher = self._all_whole_pieces if special else self._user_pieces
-        return self.frame(self.encode_parts(matcher.split(text)), bos=bos, eos=eos)
+        return self.frame(self.encode_parts(matcher.split(checked(text))), bos=bos, eos=eos)
 
     def encode_batch(
         self, texts: Iterable[str], *, bos: bool | None = None, eos: bool = False, special: bool = False
     ) -> list[list[int]]:
-        """`encode` for each of several texts."""
+        """`encode` for each of several texts, at once on all threads that this process may use."""
         if isinstance(texts, str):
             raise TypeError("encode_batch() takes several texts; a single one goes to encode()")
-        return [self.encode(text, bos=bos, eos=eos, special=special) for text in texts]
+        split = (self._all_whole_pieces if special else self._user_pieces).split
+        every = [self._arranged(split(checked(text))) for text in texts]
+        stretches = [part for parts in every for part in parts if not isinstance(part, int)]
+        encoded = iter(self._encode_stretches(stretches, available_threads()))
+        return [self.frame(_filled(parts, encoded), bos=bos, eos=eos) for parts in every]
 
     def split_control(self, text: str) -> list[str | int]:
         """A text as ids of the control tokens in it and the stretches between them."""
@@ -116,13 +130,22 @@ class Tokenizer(ABC):
 
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         """Ids of a text given as ids and the stretches between them, in which no whole piece is looked for."""
-        ids: list[int] = []
+        arranged = self._arranged(parts)
+        stretches = [part for part in arranged if not isinstance(part, int)]
+        return _filled(arranged, iter(self._encode_stretches(stretches, 1)))
+
+    def _arranged(self, parts: Iterable[str | int]) -> list[int | Stretch]:
+        """Ids, and stretches that are not empty, which know whether a text begins with them."""
+        arranged: list[int | Stretch] = []
+        at_start = True
         for part in parts:
             if isinstance(part, int):
-                ids.append(part)
+                arranged.append(part)
+                at_start = part in self._traits.text_starts
             elif part:
-                ids += self._encode_stretch(part, not ids or ids[-1] in self._traits.text_starts)
-        return ids
+                arranged.append(Stretch(part, at_start))
+                at_start = False
+        return arranged
 
     def frame(self, ids: list[int], *, bos: bool | None, eos: bool) -> list[int]:
         """Ids with BOS before and EOS after them, as asked."""
@@ -169,8 +192,8 @@ class Tokenizer(ABC):
     # ---- what each kind of vocabulary adds --------------------------------------------------------------------------
 
     @abstractmethod
-    def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
-        """Ids of a non-empty text without whole pieces; `at_start`: a text begins here, so `prefix` applies."""
+    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
+        """Ids of some stretches, on at most so many threads."""
 
     @abstractmethod
     def _bytes_of(self, token: int) -> bytes:
@@ -207,6 +230,23 @@ class Tokenizer(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.vocab_size} tokens from {self._traits.source}>"
+
+
+def _filled(parts: Iterable[int | Stretch], encoded: Iterator[Sequence[int]]) -> list[int]:
+    """Ids of parts; the stretches among them are encoded in order."""
+    ids: list[int] = []
+    for part in parts:
+        if isinstance(part, int):
+            ids.append(part)
+        else:
+            ids += next(encoded)
+    return ids
+
+
+def checked(text: str) -> str:
+    """The text, after `check_text`."""
+    check_text(text)
+    return text
 
 
 def check_text(text: object) -> None:

@@ -1,22 +1,25 @@
-"""Byte-level BPE, GGUF's "gpt2": merges of bytes that are written as printable characters.
+"""Byte pair merges in the order of a list: GPT-2's way, in which pieces are bytes written as printable characters.
 
-Encoding is done by the `tokenizers` library, the reference implementation; it is imported and built by the first
-encode. Decoding needs only the table of characters below.
+Merging is done in C (`csrc/text/bpe.c`), with tables that the first encode builds. Decoding needs only the alphabet
+below.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Tokenizer, Traits
-from pyllm.tokenizers.library import library_errors
-from pyllm.tokenizers.pretokenizers import PRETOKENIZERS, Pretokenizer
+from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
+from pyllm.tokenizers.pretokenizers import PRETOKENIZERS, Pretokenizer, compiled
+from pyllm.tokenizers.scored import in_one_buffer
 
 if TYPE_CHECKING:
-    import tokenizers
+    from pyllm._core import NativeBPE
 
 
 def _byte_characters() -> dict[str, int]:
@@ -35,49 +38,48 @@ class ByteLevelTokenizer(Tokenizer):
     def __init__(self, traits: Traits, pieces: Sequence[str], merges: Sequence[str], pre: str | None) -> None:
         super().__init__(traits)
         self._pieces = pieces
-        self._merges = merges
+        self._merge_list = merges
         self._pre = pre
 
     @cached_property
-    def _library(self) -> tokenizers.Tokenizer:
-        how = self._pretokenizer()
-        with library_errors(self._traits.source, "vocabulary"):
-            return build_library(self._mergeable(), self._pairs(), how)
+    def _merges(self) -> NativeBPE:
+        from pyllm._core import NativeBPE, NativeWords  # here: decoding works without the extension
 
-    def _pretokenizer(self) -> Pretokenizer:
+        how = self._how
+        mergeable = np.ones(len(self._pieces), np.uint8)
+        mergeable[list(self.control_ids)] = 0  # so that no text can become one
+        try:
+            return NativeBPE(
+                in_one_buffer(self._pieces),
+                mergeable,
+                merges=in_one_buffer(self._merge_list),
+                byte_level=True,
+                whole_words=how.whole_words,
+                words=NativeWords(*compiled(how)),
+            )
+        except ValueError as error:
+            raise TokenizerError(f"{self._traits.source}: damaged vocabulary: {error}") from error
+
+    @cached_property
+    def _how(self) -> Pretokenizer:
         if self._pre is None:
             raise TokenizerError(
                 f"{self._traits.source}: the file does not say how text is cut into words (tokenizer.ggml.pre): give "
                 "the model's tokenizer.json as tokenizer=, or convert the model again"
             )
-        if self._pre not in PRETOKENIZERS:
+        how = PRETOKENIZERS.get(self._pre)
+        if how is None or how.raw:
             raise TokenizerError(
-                f"{self._traits.source}: text is cut into words by {self._pre!r}, which is not known here (known: "
-                f"{', '.join(sorted(PRETOKENIZERS))}): give the model's tokenizer.json as tokenizer="
+                f"{self._traits.source}: text is cut into words by {self._pre!r}, which is not known here for such a "
+                f"vocabulary (known: {', '.join(sorted(PRETOKENIZERS))}): give the model's tokenizer.json as tokenizer="
             )
-        return PRETOKENIZERS[self._pre]
+        return how
 
-    def _mergeable(self) -> dict[str, int]:
-        """Pieces that merges may make. Control tokens are left out, so no text can become one."""
-        vocabulary = {piece: token for token, piece in enumerate(self._pieces)}
-        for token in self.control_ids:
-            vocabulary.pop(self._pieces[token], None)
-        return vocabulary
-
-    def _pairs(self) -> list[tuple[str, str]]:
-        pairs: list[tuple[str, str]] = []
-        for number, merge in enumerate(self._merges):
-            left, space, right = merge.partition(" ")
-            if not (left and space and right):
-                raise TokenizerError(f"{self._traits.source}: merge {number} is {merge!r}, expected two pieces")
-            pairs.append((left, right))
-        return pairs
-
-    def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
-        library = self._library
-        with library_errors(self._traits.source, "vocabulary"):
-            ids: list[int] = library.encode(text, add_special_tokens=False).ids
-        return ids
+    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
+        texts = [stretch.text for stretch in stretches]
+        if self._how.nfc:
+            texts = [unicodedata.normalize("NFC", text) for text in texts]
+        return self._merges.encode_batch([text.encode() for text in texts], threads)
 
     def _bytes_of(self, token: int) -> bytes:
         piece = self._pieces[token]
@@ -90,20 +92,3 @@ class ByteLevelTokenizer(Tokenizer):
 
     def _piece(self, token: int) -> str:
         return self._pieces[token]
-
-
-def build_library(vocabulary: dict[str, int], merges: list[tuple[str, str]], how: Pretokenizer) -> tokenizers.Tokenizer:
-    """The library's tokenizer for a vocabulary without whole pieces."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-
-    library = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=how.whole_words))
-    steps: list[pre_tokenizers.PreTokenizer] = []
-    if how.digits:
-        steps.append(pre_tokenizers.Digits(individual_digits=True))
-    if how.pattern is not None:
-        steps.append(pre_tokenizers.Split(Regex(how.pattern), behavior="isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=how.pattern is None))
-    library.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    if how.nfc:
-        library.normalizer = normalizers.NFC()
-    return library

@@ -15,7 +15,7 @@ from pyllm.tokenizers.base import Tokenizer, Traits
 from pyllm.tokenizers.bytebpe import ByteLevelTokenizer
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.pretokenizers import PRETOKENIZERS
-from pyllm.tokenizers.scored import ScoredPieces, ScoredTokenizer, byte_value, check_scores
+from pyllm.tokenizers.scored import ScoredPieces, ScoredTokenizer, byte_value, check_scores, in_one_buffer
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the file's token types
@@ -29,9 +29,15 @@ def from_metadata(metadata: Mapping[str, Any], source: str) -> Tokenizer | None:
     if kind is None or kind in ("none", "no_vocab"):
         return None
     if kind == "llama":
-        return GgufScoredTokenizer(fields)
+        return GgufPiecesTokenizer(fields)
+    if kind == "gemma4" or (kind == "gpt2" and _is_raw(fields)):
+        return GgufPiecesTokenizer(fields, ranked=True)
     if kind == "gpt2":
         return _byte_level(fields)
+    if kind == "t5":
+        return _unigram(fields)
+    if kind == "bert":
+        return _wordpiece(fields)
     raise TokenizerError(
         f"{source}: vocabulary of kind {kind!r}, which is not known here: give the model's tokenizer.json or "
         "tokenizer.model as tokenizer="
@@ -71,6 +77,15 @@ class Fields:
         if not 0 <= value < len(self.pieces):
             raise self.error(f"{PREFIX}{key} is {value}, expected an id below {len(self.pieces)}")
         return value
+
+    def data(self, key: str) -> bytes:
+        """An array of bytes of the vocabulary, b"" where there is none."""
+        value = self.metadata.get(PREFIX + key)
+        if value is None:
+            return b""
+        if not isinstance(value, np.ndarray) or value.dtype.itemsize != 1:
+            raise self.error(f"{PREFIX}{key} is no array of bytes")
+        return value.tobytes()
 
     def strings(self, key: str) -> Sequence[str]:
         """A list of strings of the vocabulary, which must be there."""
@@ -117,9 +132,9 @@ class Fields:
         return TokenizerError(f"{self.source}: damaged vocabulary: {flaw}")
 
 
-def read_traits(fields: Fields, *, add_bos: bool, prefix: str = "", space: str = " ") -> Traits:
-    """What every kind of vocabulary says of itself. `add_bos` is what holds where the file is silent; `space` is how
-    pieces write a space.
+def read_traits(fields: Fields, *, add_bos: bool, add_eos: bool = False, prefix: str = "", space: str = " ") -> Traits:
+    """What every kind of vocabulary says of itself. `add_bos` and `add_eos` are what holds where the file is silent;
+    `space` is how pieces write a space.
     """
     eos = fields.token("eos_token_id")
     # Unknown tokens are no text either; but no text names them, so nothing has to be kept from doing so.
@@ -134,12 +149,18 @@ def read_traits(fields: Fields, *, add_bos: bool, prefix: str = "", space: str =
         eos_id=eos,
         eos_ids=frozenset(i for i in ends if i is not None),
         add_bos=fields.flag("add_bos_token", add_bos) and fields.token("bos_token_id") is not None,
+        add_eos=fields.flag("add_eos_token", add_eos) and eos is not None,
         prefix=prefix,
         text_starts=frozenset({*control, *user_defined}) if prefix else frozenset(),
         control=control,
         user_defined=user_defined,
         chat_template=fields.text("tokenizer.chat_template"),
     )
+
+
+def _is_raw(fields: Fields) -> bool:
+    known = PRETOKENIZERS.get(fields.text(PREFIX + "pre") or "")
+    return known is not None and known.raw
 
 
 def _byte_level(fields: Fields) -> ByteLevelTokenizer:
@@ -149,13 +170,53 @@ def _byte_level(fields: Fields) -> ByteLevelTokenizer:
     return ByteLevelTokenizer(traits, fields.pieces, fields.strings("merges"), name)
 
 
-class GgufScoredTokenizer(ScoredTokenizer):
-    """GGUF's "llama": SentencePiece pieces with their scores, in which U+2581 stands for a space."""
+def _unigram(fields: Fields) -> Tokenizer:
+    from pyllm.tokenizers.unigram import UnigramTokenizer, normalizer_spec, write_unigram
 
-    def __init__(self, fields: Fields) -> None:
+    scores = check_scores(fields.metadata.get(PREFIX + "scores"), len(fields.pieces), fields.source).tolist()
+    types = fields.types.tolist()
+    if not all(NORMAL <= kind <= BYTE for kind in types):
+        raise fields.error(f"{PREFIX}token_type has types outside {NORMAL} to {BYTE}")
+    add_prefix = fields.flag("add_space_prefix", True)
+    remove, escape = fields.flag("remove_extra_whitespaces", True), fields.flag("escape_whitespaces", True)
+    normalizer = normalizer_spec(fields.data("precompiled_charsmap"), add_prefix, remove, escape)
+    keys = {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}
+    found = {name: fields.token(f"{key}_token_id") for name, key in keys.items()}
+    ids = {name: token for name, token in found.items() if token is not None}
+
+    def write() -> bytes:
+        return write_unigram((piece.encode() for piece in fields.pieces), scores, types, normalizer, ids)
+
+    traits = read_traits(fields, add_bos=False, add_eos=True, prefix=" " if add_prefix else "", space=SPACE)
+    return UnigramTokenizer(traits, fields.pieces, types, write)
+
+
+def _wordpiece(fields: Fields) -> Tokenizer:
+    """BERT's pieces: written as a tokenizer.json, and read by Hugging Face's library."""
+    from pyllm.tokenizers.wordpiece import WordPieceTokenizer, tokenizer_json
+
+    control = {token: fields.pieces[token] for token in fields.ids(CONTROL)}
+    named = {}
+    for name, key, usual in (("first", "cls", 101), ("last", "seperator", 102), ("unknown", "unknown", 100)):
+        token = fields.token(f"{key}_token_id")
+        named[name] = control.get(usual if token is None else token)
+        if named[name] is None:
+            raise fields.error(f"its {key} token is missing, or no control token")
+    lowercase = fields.flag("normalizer.lowercase", True)
+    settings = {**named, "lowercase": lowercase, "strip_accents": fields.flag("normalizer.strip_accents", lowercase)}
+    return WordPieceTokenizer(tokenizer_json(fields.pieces, control, settings), fields.source)
+
+
+class GgufPiecesTokenizer(ScoredTokenizer):
+    """SentencePiece's pieces, in which U+2581 stands for a space: GGUF's "llama" with their scores, or with merges."""
+
+    def __init__(self, fields: Fields, *, ranked: bool = False) -> None:
+        """`ranked`: pairs are merged in the order of the file's merges, and no text begins with a space of ours."""
         self._fields = fields
-        self._scores = check_scores(fields.metadata.get(PREFIX + "scores"), len(fields.pieces), fields.source)
-        prefix = " " if fields.flag("add_space_prefix", True) else ""
+        size = len(fields.pieces)
+        self._scores = None if ranked else check_scores(fields.metadata.get(PREFIX + "scores"), size, fields.source)
+        self._merge_list = fields.strings("merges") if ranked else None
+        prefix = " " if fields.flag("add_space_prefix", not ranked) else ""
         super().__init__(read_traits(fields, add_bos=True, prefix=prefix, space=SPACE))
 
     def _scored_pieces(self) -> ScoredPieces:
@@ -168,8 +229,9 @@ class GgufScoredTokenizer(ScoredTokenizer):
                 raise self._fields.error(f"byte token {token} is {self._fields.pieces[token]!r}, expected '<0xHH>'")
             byte_ids[byte] = token
         unknown = self._fields.token("unknown_token_id")
-        pieces = [piece.encode() for piece in self._fields.pieces]
-        return ScoredPieces(pieces, self._scores, mergeable, byte_ids, -1 if unknown is None else unknown)
+        merges = None if self._merge_list is None else in_one_buffer(self._merge_list)
+        pieces, unknown_id = in_one_buffer(self._fields.pieces), -1 if unknown is None else unknown
+        return ScoredPieces(pieces, mergeable, byte_ids, unknown_id, scores=self._scores, merges=merges)
 
     def _to_pieces(self, text: str) -> str:
         return text.replace(" ", SPACE)

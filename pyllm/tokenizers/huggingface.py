@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Tokenizer, Traits
+from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
 from pyllm.tokenizers.bytebpe import BYTE_OF
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.library import library_errors
@@ -24,20 +24,25 @@ SPACE = "\u2581"
 class JsonTokenizer(Tokenizer):
     """A vocabulary that the library itself reads: its normalisation, words and merges are the model's own."""
 
-    def __init__(self, data: bytes, source: str) -> None:
-        spec = _parse_object(data, source)
+    kinds = frozenset({"ByteLevel", "ByteFallback", "Metaspace", "Replace"})  # decoders that say what an id's text is
+
+    def __init__(self, spec: dict[str, Any], source: str) -> None:
+        """`spec`: what the file holds; `source` names the file, beside which others may lie."""
         added = _added_tokens(spec, source)
         special = [token for token in added if token.get("special") is True]
         self._added: dict[int, str] = {token["id"]: token["content"] for token in added}
         self._eats_left = {token["id"] for token in special if token.get("lstrip") is True}
         self._eats_right = {token["id"] for token in special if token.get("rstrip") is True}
-        self._kinds = _checked_kinds(spec, source)
+        self._kinds = self._checked_kinds(spec, source)
         with library_errors(source, "tokenizer.json"):
             self._library = _build(spec)
             self._later = _build(_without_first_prefix(spec))
             vocabulary = self._library.get_vocab(with_added_tokens=True)
             self._pieces: dict[int, str] = {token: piece for piece, token in vocabulary.items()}
-            traits = self._read_traits({token["id"]: token["content"] for token in special}, spec, source)
+            unknown = _unknown_text(spec)  # text may become that token, but no text names it
+            control = {t["id"]: "" if t["content"] == unknown else t["content"] for t in special}
+            traits = self._read_traits(control, spec, source)
+        self._never_from_text = frozenset(token for token, text in control.items() if text)
         super().__init__(traits)
 
     def _read_traits(self, control: dict[int, str], spec: Mapping[str, Any], source: str) -> Traits:
@@ -61,6 +66,15 @@ class JsonTokenizer(Tokenizer):
             chat_template=config.get("chat_template"),
         )
 
+    def _checked_kinds(self, spec: Mapping[str, Any], source: str) -> set[str]:
+        kinds = set(_types_in(spec.get("decoder")))
+        if not kinds & self.kinds:
+            raise TokenizerError(f"{source}: its decoder ({', '.join(sorted(kinds)) or 'none'}) is not known here")
+        for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if isinstance(spec["model"], dict) and spec["model"].get(key) and "WordPiece" not in self.kinds:
+                raise TokenizerError(f"{source}: pieces with a {key} are not known here")
+        return kinds
+
     def _first_id(self) -> int | None:
         """The id that the file's post-processor puts before a text."""
         plain, full = _ids(self._library, "a"), list(self._library.encode("a").ids)
@@ -70,9 +84,9 @@ class JsonTokenizer(Tokenizer):
         first = _ids(self._library, "a")[:1]
         return bool(first) and self._pieces[first[0]].startswith(SPACE)
 
-    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+    def _arranged(self, parts: Iterable[str | int]) -> list[int | Stretch]:
         """As everywhere, but that white space beside some special tokens falls away."""
-        return super().encode_parts(self._eat_spaces(list(parts)))
+        return super()._arranged(self._eat_spaces(list(parts)))
 
     def _eat_spaces(self, parts: list[str | int]) -> list[str | int]:
         """Some special tokens swallow the white space beside them."""
@@ -84,12 +98,12 @@ class JsonTokenizer(Tokenizer):
                 parts[after] = text.lstrip()
         return parts
 
-    def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
+    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         with library_errors(self._traits.source, "tokenizer.json"):
-            ids = _ids(self._library if at_start else self._later, text)
-        if not self.control_ids.isdisjoint(ids):
+            every = [_ids(self._library if at_start else self._later, text) for text, at_start in stretches]
+        if not all(self._never_from_text.isdisjoint(ids) for ids in every):
             raise TokenizerError(f"{self._traits.source}: the vocabulary makes control tokens of plain text")
-        return ids
+        return every
 
     def _bytes_of(self, token: int) -> bytes:
         if token in self._added:
@@ -107,7 +121,8 @@ class JsonTokenizer(Tokenizer):
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
-def _parse_object(data: bytes, source: str) -> dict[str, Any]:
+def parse_object(data: bytes, source: str) -> dict[str, Any]:
+    """The object in a `tokenizer.json`. Raises `TokenizerError` where there is none."""
     try:
         spec = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -125,22 +140,18 @@ def _build(spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
     return library
 
 
-def _checked_kinds(spec: Mapping[str, Any], source: str) -> set[str]:
-    kinds = set(_types_in(spec.get("decoder")))
-    if not kinds & {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}:
-        raise TokenizerError(f"{source}: its decoder ({', '.join(sorted(kinds)) or 'none'}) is not known here")
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if isinstance(spec["model"], dict) and spec["model"].get(key):
-            raise TokenizerError(f"{source}: pieces with a {key} are not known here")
-    return kinds
-
-
 def _added_tokens(spec: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
     added = spec.get("added_tokens") or []
     for token in added if isinstance(added, list) else [added]:
         if not (isinstance(token, dict) and type(token.get("id")) is int and isinstance(token.get("content"), str)):
             raise TokenizerError(f"{source}: damaged tokenizer.json: {token!r:.80} is no added token")
     return list(added)
+
+
+def _unknown_text(spec: Mapping[str, Any]) -> str | None:
+    model = spec["model"]
+    unknown = model.get("unk_token") if isinstance(model, dict) else None
+    return unknown if isinstance(unknown, str) else None
 
 
 def _types_in(step: Any) -> Iterator[str]:

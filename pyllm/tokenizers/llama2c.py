@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Traits
-from pyllm.tokenizers.scored import ScoredPieces, ScoredTokenizer, byte_value, check_scores
+from pyllm.tokenizers.base import Stretch, Traits
+from pyllm.tokenizers.scored import ScoredPieces, ScoredTokenizer, byte_value, check_scores, in_one_buffer
 
 UNKNOWN, BOS, EOS, FIRST_BYTE = 0, 1, 2, 3  # fixed by run.c
 FIRST_MERGED = FIRST_BYTE + 256
@@ -88,14 +89,14 @@ class Llama2cTokenizer(ScoredTokenizer):
         mergeable = np.ones(self.vocab_size, np.uint8)
         mergeable[:FIRST_MERGED] = 0
         byte_ids = np.arange(FIRST_BYTE, FIRST_MERGED, dtype=np.int32)
-        return ScoredPieces(self._pieces, self._scores, mergeable, byte_ids, UNKNOWN)
+        return ScoredPieces(in_one_buffer(self._pieces), mergeable, byte_ids, UNKNOWN, scores=self._scores)
 
-    def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
-        if at_start and not self._has_space:
+    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
+        if any(stretch.at_start for stretch in stretches) and not self._has_space:
             raise TokenizerError(
                 f'{self._traits.source}: the vocabulary has no piece " ", with which llama2.c begins every text'
             )
-        return super()._encode_stretch(text, at_start)
+        return super()._encode_stretches(stretches, threads)
 
     @cached_property
     def _has_space(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from pyllm.errors import TokenizerError
 from pyllm.formats import open_checkpoint
@@ -40,9 +41,9 @@ def parse(data: bytes, source: str) -> Tokenizer:
     if not data:
         raise TokenizerError(f"{source}: the file is empty; get it again")
     if data.lstrip()[:1] == b"{":
-        from pyllm.tokenizers.huggingface import JsonTokenizer
+        from pyllm.tokenizers.huggingface import parse_object
 
-        return JsonTokenizer(data, source)
+        return _from_json(parse_object(data, source), source)
     if looks_like_sentencepiece(data):
         from pyllm.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
@@ -50,6 +51,17 @@ def parse(data: bytes, source: str) -> Tokenizer:
     from pyllm.tokenizers.llama2c import Llama2cTokenizer
 
     return Llama2cTokenizer(data, source)
+
+
+def _from_json(spec: dict[str, Any], source: str) -> Tokenizer:
+    model = spec["model"]
+    if isinstance(model, dict) and model.get("type") == "WordPiece":
+        from pyllm.tokenizers.wordpiece import WordPieceTokenizer
+
+        return WordPieceTokenizer(spec, source)
+    from pyllm.tokenizers.huggingface import JsonTokenizer
+
+    return JsonTokenizer(spec, source)
 
 
 def looks_like_sentencepiece(data: bytes) -> bool:

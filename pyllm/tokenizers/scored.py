@@ -1,4 +1,4 @@
-"""Vocabularies whose pieces carry scores: llama2.c's, and GGUF's "llama", which SentencePiece made."""
+"""Vocabularies of pieces of text: llama2.c's, and those of GGUF files that SentencePiece made."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Tokenizer
+from pyllm.formats.gguf import StringArray
+from pyllm.tokenizers.base import Stretch, Tokenizer
 
 if TYPE_CHECKING:
-    from pyllm._core import NativeBPE
+    from pyllm._core import NativeBPE, Strings
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True)
 class ScoredPieces:
-    """A vocabulary as bpe.c takes it: pieces and scores, which of them merges can make, and the pieces of bytes.
+    """A vocabulary as bpe.c takes it: pieces, which of them merges can make, and the pieces of bytes.
 
-    `byte_ids` holds 256 ids, -1 where a byte has no piece; `unknown_id` then stands for it, if it is not -1.
+    `scores` or `merges` say which pairs are merged first. `byte_ids` holds 256 ids, -1 where a byte has no piece;
+    `unknown_id` then stands for it, if it is not -1.
     """
 
-    pieces: Sequence[bytes]
-    scores: npt.NDArray[np.float32]
+    pieces: Strings
     mergeable: npt.NDArray[np.uint8]
     byte_ids: npt.NDArray[np.int32]
     unknown_id: int
+    scores: npt.NDArray[np.float32] | None = None
+    merges: Strings | None = None
 
 
 def byte_value(piece: str) -> int | None:
@@ -42,7 +45,7 @@ def byte_value(piece: str) -> int | None:
 
 
 class ScoredTokenizer(Tokenizer):
-    """Score-driven merges in C. A text begins with `prefix`, which decoding takes away again."""
+    """Merges in C, of code points. A text begins with `prefix`, which decoding takes away again."""
 
     @abstractmethod
     def _scored_pieces(self) -> ScoredPieces:
@@ -56,15 +59,31 @@ class ScoredTokenizer(Tokenizer):
     def _merges(self) -> NativeBPE:
         from pyllm._core import NativeBPE  # here: decoding works without the extension
 
-        v = self._scored_pieces()
-        return NativeBPE(v.pieces, v.scores, v.mergeable, v.byte_ids, v.unknown_id)
-
-    def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
-        text = self._traits.prefix + text if at_start else text
         try:
-            return self._merges.encode(self._to_pieces(text).encode())
+            return NativeBPE(**vars(self._scored_pieces()))
+        except ValueError as error:
+            raise TokenizerError(f"{self._traits.source}: damaged vocabulary: {error}") from error
+
+    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
+        prefix = self._traits.prefix
+        texts = [prefix + stretch.text if stretch.at_start else stretch.text for stretch in stretches]
+        merges = self._merges
+        try:
+            return merges.encode_batch([self._to_pieces(text).encode() for text in texts], threads)
         except ValueError as error:  # a byte without a piece, where nothing stands for the unknown
             raise TokenizerError(f"{self._traits.source}: {error}") from error
+
+
+def in_one_buffer(strings: Sequence[str] | Sequence[bytes]) -> Strings:
+    """Strings as C takes them. Those of a GGUF file lie so already."""
+    from pyllm._core import Strings
+
+    if isinstance(strings, StringArray):
+        return Strings(*strings.buffer)
+    encoded = [text.encode() if isinstance(text, str) else text for text in strings]
+    lengths = np.array([len(text) for text in encoded], np.int64)
+    ends = np.cumsum(lengths)
+    return Strings(b"".join(encoded), ends - lengths, ends)
 
 
 def check_scores(scores: Any, n: int, source: str) -> npt.NDArray[np.float32]:

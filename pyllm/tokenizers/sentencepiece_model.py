@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Tokenizer, Traits
+from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.scored import byte_value
 
@@ -36,9 +37,9 @@ class SentencePieceTokenizer(Tokenizer):
             )
         )
 
-    def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
+    def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         """The library begins every stretch with the prefix; so it must, for each follows a control token."""
-        ids: list[int] = self._library.encode(text)
+        ids: list[list[int]] = self._library.encode([stretch.text for stretch in stretches], num_threads=threads)
         return ids
 
     def _bytes_of(self, token: int) -> bytes:

@@ -248,9 +248,9 @@ static void probe_weigh(const pl_kernels *kernels) {
         float *out = random_floats(heads * d16, 0);
         uint16_t *value16 = get((size_t)n, sizeof *value16);
         for (int64_t i = 0; i < n; i++) value16[i] = pl_f16_from_float(value[i]);
-        kernels->weigh_f16(value16, tokens, d16, p, tokens, heads, out);
+        kernels->weigh_f16(value16, tokens, d16, 0, p, tokens, heads, out);
         half = hash_floats(half, out, heads * d16);
-        kernels->weigh_f32(value, tokens, d16, p, tokens, heads, out);
+        kernels->weigh_f32(value, tokens, d16, 0, p, tokens, heads, out);
         full = hash_floats(full, out, heads * d16);
         free(value), free(value16), free(p), free(out);
     }

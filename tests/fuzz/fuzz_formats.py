@@ -1,16 +1,11 @@
 """A fuzz target for the parsers of model files: any bytes give a described model or a `PyllmError`.
 
-    python tests/fuzz/fuzz_formats.py --write-corpus FOLDER                   valid files to begin from
-    python tests/fuzz/fuzz_formats.py [libFuzzer options] FOLDER              with atheris (pip install atheris)
-    python tests/fuzz/fuzz_formats.py --rounds 100000 --seed 1                without it: seeded mutations
-
-Without atheris the same target runs over `mutations` of tiny valid files; `tests/test_hostile_files.py` does so in the
-test suite. A failure prints what is needed to repeat it.
+`driver.py` says how to run it. `tests/test_hostile_files.py` runs it over `mutations` of tiny valid files in the test
+suite.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import struct
 import sys
@@ -20,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tiny writers, where pytest has not found them
 
+import driver
 import tinygguf
 import tinyllama2c
 
@@ -136,41 +132,5 @@ def every_field(data: bytes, end: int) -> Iterator[bytes]:
                 yield damaged
 
 
-def run_mutations(rounds: int, seed: int) -> None:
-    """The loop for machines without atheris."""
-    for name, data in seeds().items():
-        for i, damaged in enumerate(mutations(data, rounds, seed)):
-            try:
-                exercise(damaged)
-            except Exception:
-                print(f"seed file {name}, seed {seed}, round {i}: {damaged.hex()}", file=sys.stderr)
-                raise
-
-
-def run_atheris() -> None:
-    """Coverage-guided fuzzing; libFuzzer reads the command line."""
-    import atheris  # type: ignore[import-untyped]
-
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, lambda data: exercise(data) and None)
-    atheris.Fuzz()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="fuzz the parsers of model files")
-    parser.add_argument("--rounds", type=int, help="run so many seeded mutations per file instead of atheris")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write-corpus", type=Path, metavar="FOLDER", help="write the valid files there, and no more")
-    options, rest = parser.parse_known_args()
-    if options.write_corpus:
-        options.write_corpus.mkdir(parents=True, exist_ok=True)
-        for name, data in seeds().items():
-            (options.write_corpus / name).write_bytes(data)
-    elif options.rounds is None and rest:
-        run_atheris()
-    else:
-        run_mutations(options.rounds or 10_000, options.seed)
-
-
 if __name__ == "__main__":
-    main()
+    driver.main(driver.Target("the parsers of model files", exercise, seeds, mutations))

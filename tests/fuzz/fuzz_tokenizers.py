@@ -1,15 +1,10 @@
 """A fuzz target for vocabularies: any bytes give a tokenizer that works, or a `PyllmError`.
 
-    python tests/fuzz/fuzz_tokenizers.py --write-corpus FOLDER                 valid files to begin from
-    python tests/fuzz/fuzz_tokenizers.py [libFuzzer options] FOLDER            with atheris (pip install atheris)
-    python tests/fuzz/fuzz_tokenizers.py --rounds 100000 --seed 1              without it: seeded mutations
-
-A failure prints what is needed to repeat it.
+`driver.py` says how to run it; `tests/test_tokenizers.py` runs it over `mutations` in the test suite.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import struct
@@ -20,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import driver
 from fuzz_formats import MUTATIONS, tinygguf
 
 from pyllm import formats
@@ -29,6 +25,7 @@ from pyllm.tokenizers.bytebpe import BYTE_OF
 from pyllm.tokenizers.chat import encode_chat
 from pyllm.tokenizers.gguf import from_metadata
 from pyllm.tokenizers.loading import parse
+from pyllm.tokenizers.wordpiece import WordPieceTokenizer
 
 TEXTS = ("", "a", " the  <s>end\n", "\u00e9\U0001f999\0<|im_end|>")
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m.role + m.content | trim }}</s>{% endfor %}"
@@ -55,9 +52,11 @@ def load(data: bytes) -> Tokenizer | None:
 def use(tokenizer: Tokenizer) -> None:
     """Every public method, and the promises that hold for any vocabulary."""
     ids = list(range(min(tokenizer.vocab_size, 600)))
-    decoder = tokenizer.decoder()
-    if "".join(map(decoder.push, ids)) + decoder.flush() != tokenizer.decode(ids):
-        raise AssertionError("pieces in a row are not the whole")
+    tokenizer.decode(ids)
+    if not isinstance(tokenizer, WordPieceTokenizer):
+        decoder = tokenizer.decoder()
+        if "".join(map(decoder.push, ids)) + decoder.flush() != tokenizer.decode(ids):
+            raise AssertionError("pieces in a row are not the whole")
     for token in ids:
         tokenizer.id_to_piece(token)
     for text in TEXTS:
@@ -135,6 +134,21 @@ def gguf(fields: dict[str, Any]) -> bytes:
     return tinygguf.gguf_bytes({"tokenizer.chat_template": TEMPLATE, **metadata}, {})
 
 
+def ranked() -> dict[str, Any]:
+    """SentencePiece's pieces with merges."""
+    pieces = [*fixed_pieces(), "\u2581", "a", "t", "h", "e", "th", "the", "\u2581the"]
+    types = [2, 3, 3, *[6] * 256, *[1] * 8]
+    ids = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    merges = ["t h", "th e", "\u2581 the"]
+    return {"model": "gemma4", "tokens": pieces, "token_type": types, "merges": merges, **ids}
+
+
+def wordpiece() -> dict[str, Any]:
+    pieces = ["[UNK]", "[CLS]", "[SEP]", "\u2581the", "\u2581a", "e", "s", "\u2581<", "\u2581/", "\u2581>"]
+    ids = {"unknown_token_id": 0, "cls_token_id": 1, "seperator_token_id": 2}
+    return {"model": "bert", "tokens": pieces, "token_type": [3] * 3 + [1] * 7, **ids}
+
+
 def seeds() -> dict[str, bytes]:
     """One small valid file of each kind."""
     pieces = byte_pieces()
@@ -148,10 +162,13 @@ def seeds() -> dict[str, bytes]:
         "tokenizer.json": tokenizer_json(),
         "byte-level.gguf": gguf(byte_level),
         "scored.gguf": gguf(scored),
+        "ranked.gguf": gguf(ranked()),
+        "unigram.gguf": gguf({**scored, "model": "t5"}),
+        "wordpiece.gguf": gguf(wordpiece()),
     }
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
+# ---- damage ---------------------------------------------------------------------------------------------------------
 
 
 VALUES: tuple[Any, ...] = (None, True, -1, 2**40, 0.5, "", "Metaspace", "\u2581", "ByteFallback", [], ["a b"], {}, [[]])
@@ -187,44 +204,5 @@ def mutations(data: bytes, rounds: int, seed: int) -> Iterator[bytes]:
         yield bytes(copy)
 
 
-def run_mutations(rounds: int, seed: int) -> None:
-    """The loop for machines without atheris."""
-    for name, data in seeds().items():
-        counts: dict[str, int] = {}
-        for i, damaged in enumerate(mutations(data, rounds, seed)):
-            try:
-                outcome = exercise(damaged)
-            except BaseException:
-                print(f"{name}, seed {seed}, round {i}: {damaged.hex()}", file=sys.stderr)
-                raise
-            counts[outcome] = counts.get(outcome, 0) + 1
-        print(name, counts)
-
-
-def run_atheris() -> None:
-    """Coverage-guided fuzzing; libFuzzer reads the command line."""
-    import atheris  # type: ignore[import-untyped]
-
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, lambda data: exercise(data) and None)
-    atheris.Fuzz()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="fuzz vocabularies")
-    parser.add_argument("--rounds", type=int, help="run so many seeded mutations per file instead of atheris")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write-corpus", type=Path, metavar="FOLDER", help="write the valid files there, and no more")
-    options, rest = parser.parse_known_args()
-    if options.write_corpus:
-        options.write_corpus.mkdir(parents=True, exist_ok=True)
-        for name, data in seeds().items():
-            (options.write_corpus / name).write_bytes(data)
-    elif options.rounds is None and rest:
-        run_atheris()
-    else:
-        run_mutations(options.rounds or 10_000, options.seed)
-
-
 if __name__ == "__main__":
-    main()
+    driver.main(driver.Target("vocabularies", exercise, seeds, mutations))
