@@ -42,7 +42,7 @@ typedef struct pl_acts {
     int64_t ahead; /* bytes from a weight to what may be fetched into the cache with it */
 } pl_acts;
 
-enum { PL_AHEAD = 4096 }; /* where weights are read from end to end */
+enum { PL_FETCH_AHEAD = 4096 }; /* where weights are read from end to end */
 
 /* Bytes from one quantised column to the next. */
 static inline int64_t pl_acts_ldq(int64_t k, int32_t planes) { return k * planes + 64; }
