@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyllm.config import ModelConfig
     from pyllm.generation import Chunk, Generation, Stats
     from pyllm.model import Model, Score, load
+    from pyllm.quantizing import Quantized, quantize
     from pyllm.sampling import Sampler
     from pyllm.session import Session
     from pyllm.tokenizers import Tokenizer
@@ -44,6 +45,7 @@ __all__ = [
     "ModelUnavailableError",
     "OutOfMemoryError",
     "PyllmError",
+    "Quantized",
     "Sampler",
     "Score",
     "Session",
@@ -54,6 +56,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "load",
+    "quantize",
 ]
 
 #: Where the names above live. They are imported when first used, because numpy alone takes longer to import than all
@@ -63,12 +66,14 @@ _HOMES = {
     "Generation": "generation",
     "Model": "model",
     "ModelConfig": "config",
+    "Quantized": "quantizing",
     "Sampler": "sampling",
     "Score": "model",
     "Session": "session",
     "Stats": "generation",
     "Tokenizer": "tokenizers",
     "load": "model",
+    "quantize": "quantizing",
 }
 
 logging.getLogger("pyllm").addHandler(logging.NullHandler())

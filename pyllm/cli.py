@@ -108,6 +108,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("high", "fast"), default="high", help="arithmetic of the activations")
     parser.add_argument("--context", type=int, metavar="N", help="positions; by default what the model was made for")
     parser.add_argument("-z", "--tokenizer", metavar="FILE", help="tokenizer, where the model's file holds none")
+    parser.add_argument("--dtype", metavar="TYPE", help="quantise float weights while loading: q8_0, q4_k, ...")
 
 
 def _generation_options(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +152,7 @@ def _open(options: argparse.Namespace, source: str) -> Model:
         context_length=options.context,
         precision=options.precision,
         tokenizer=options.tokenizer,
+        dtype=options.dtype,
         progress=True,
     )
 
@@ -438,6 +440,29 @@ def _export(options: argparse.Namespace) -> None:
         model.export(target, version=options.version, group_size=options.group_size)
 
 
+def _quantize_options(parser: argparse.ArgumentParser) -> None:
+    _words(parser, "IN OUT")
+    parser.add_argument("--type", default="q4_k_m", metavar="TYPE", help="q8_0, q4_k, q4_k_m, f16, llama2c-v2, ...")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to use; by default all this process may use")
+    parser.add_argument("-z", "--tokenizer", metavar="FILE", help="tokenizer, where the model's file holds none")
+    _json_option(parser)
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    """Write a model with other weight types, as GGUF or as a llama2.c file."""
+    import pyllm
+
+    source, target = _take(options, 2, 2, "IN OUT")
+    result = pyllm.quantize(
+        source, target, options.type, threads=options.threads, tokenizer=options.tokenizer, progress=True
+    )
+    facts = dataclasses.asdict(result) | {"path": str(result.path)}
+    if options.json:
+        _print_json(facts)
+    else:
+        print(_table(facts))
+
+
 COMMANDS = {
     "run": Command("[options] [MODEL] PROMPT", "continue a text", _run_options, _run),
     "chat": Command("[options] [MODEL]", "talk, one line a turn", _chat_options, _chat),
@@ -447,6 +472,7 @@ COMMANDS = {
     "bench": Command("[options] MODEL", "measure loading, prefill and decode", _bench_options, _bench),
     "pull": Command("NAME", "fetch a model into the cache", _pull_options, _pull),
     "models": Command("[options]", "list the models that have names", _models_options, _models),
+    "quantize": Command("[options] IN OUT", "write a model with smaller weights", _quantize_options, _quantize),
     "export": Command("[options] IN OUT", "write a model as a llama2.c file", _export_options, _export),
 }
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllm import _core, architectures, formats
-from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError
-from pyllm.formats.weight_types import type_name
+from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, PyllmError, TokenizerError
+from pyllm.formats.weight_types import FLOATS, MAKEABLE, fitting_type, type_name
 from pyllm.machine import available_threads
 from pyllm.progress import Progress, reporting
 from pyllm.sampling import Sampler, sampler_from_metadata
@@ -27,6 +27,7 @@ from pyllm.tokenizers import Tokenizer
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from pyllm.architectures import Binding
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
@@ -52,6 +53,7 @@ def load(
     precision: str = "high",
     kv_dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+    dtype: str | None = None,
     progress: Progress | bool | None = None,
 ) -> Model:
     """Load a model.
@@ -63,6 +65,8 @@ def load(
     `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16, but f32 for llama2.c's files, so that their
     texts are run.c's to the letter.
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
+    `dtype`: a weight type such as "q8_0" or "q4_k" that matrices stored as F32, F16 or BF16 are quantised to while they
+    are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
     `progress`: a callable (done, total) in bytes, or True for a bar on a terminal.
 
     Raises `ModelFormatError` for a damaged file, `UnsupportedModelError` for one that pyllm cannot run,
@@ -70,17 +74,19 @@ def load(
     `ValueError` for an argument out of range.
     """
     arguments = {"threads": threads, "context_length": context_length, "precision": precision, "tokenizer": tokenizer}
+    arguments |= {"dtype": dtype}
     threads = available_threads() if threads is None else _checked_threads(threads)
     _check_choice("precision", precision, PLANES)
     _check_choice("kv_dtype", kv_dtype, (*KV_DTYPES, None))
-    checkpoint = formats.open_checkpoint(_find(source, progress))
+    _check_choice("dtype", dtype, (*MAKEABLE, None))
+    checkpoint = formats.open_checkpoint(find(source, progress))
     try:
         config = architectures.describe(checkpoint)
         kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" else "f16")
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
-            _bind_all(native, checkpoint, config, progress)
+            _bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
             return Model(native, checkpoint, config, chosen, arguments | {"kv_dtype": kv_dtype})
         except BaseException:
             native.close()
@@ -166,6 +172,12 @@ class Model:
         return str(self._arguments["kv_dtype"])
 
     @property
+    def dtype(self) -> str | None:
+        """The weight type that matrices of floats were quantised to when they were loaded; None: as they are stored."""
+        dtype: str | None = self._arguments["dtype"]
+        return dtype
+
+    @property
     def context_length(self) -> int:
         """Positions of a session that asks for no other number."""
         return self._context_length
@@ -193,7 +205,8 @@ class Model:
     @property
     def identity(self) -> dict[str, str]:
         """What must be equal for a saved session to be of use: the file, and the arithmetic."""
-        return {"fingerprint": self._fingerprint, "precision": self.precision, "kv_dtype": self.kv_dtype}
+        facts = {"fingerprint": self._fingerprint, "precision": self.precision, "kv_dtype": self.kv_dtype}
+        return facts | ({"dtype": self.dtype} if self.dtype else {})
 
     def info(self) -> dict[str, Any]:
         """Facts about the model, for people and for JSON."""
@@ -211,6 +224,7 @@ class Model:
             "token_bytes": self.token_bytes,
             "precision": self.precision,
             "kv_dtype": self.kv_dtype,
+            "dtype": self.dtype,
             "threads": self.threads,
             "isa": _core.isa_current(),
         }
@@ -436,7 +450,8 @@ def _check_choice(name: str, value: object, choices: Collection[object]) -> None
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def _find(source: str | os.PathLike[str], progress: Progress | bool | None) -> Path:
+def find(source: str | os.PathLike[str], progress: Progress | bool | None) -> Path:
+    """The file of a model: a path, or a catalogue name, which is fetched if need be."""
     path = Path(source)
     if path.exists():
         return path
@@ -470,7 +485,11 @@ def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint, config: Mode
 
 
 def _bind_all(
-    native: _core.NativeModel, checkpoint: Checkpoint, config: ModelConfig, progress: Progress | bool | None
+    native: _core.NativeModel,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: int | None,
+    progress: Progress | bool | None,
 ) -> None:
     """Pack every tensor into the model's memory, in the order of the file, and let its pages go."""
     bindings = sorted(architectures.bindings(checkpoint, config), key=lambda b: (b.tensor.part, b.tensor.offset))
@@ -478,15 +497,27 @@ def _bind_all(
     with reporting(progress, f"loading {checkpoint.path.name}") as report:
         for b in bindings:
             # No `with`: it would release the view, and fail, while the traceback of an error still holds it.
-            data = checkpoint.view(b.tensor)
-            native.bind(b.slot, b.layer, b.tensor.type_id, b.rows, b.cols, data, b.tensor.group)
-            _forget(checkpoint, b.tensor)
+            type_id, data = _stored_as(checkpoint, b, dtype, native.threads)
+            native.bind(b.slot, b.layer, type_id, b.rows, b.cols, data, b.tensor.group)
+            forget(checkpoint, b.tensor)
             done += b.tensor.nbytes
             report(done, total)
     native.finish()
 
 
-def _forget(checkpoint: Checkpoint, tensor: TensorSpec) -> None:
+def _stored_as(checkpoint: Checkpoint, b: Binding, dtype: int | None, threads: int) -> tuple[int, Any]:
+    """The weight type and the bytes of a tensor: its own, or matrices of floats quantised."""
+    data, type_id = checkpoint.view(b.tensor), b.tensor.type_id
+    if dtype is None or b.rows == 1 or type_id not in FLOATS:
+        return type_id, data
+    wanted = fitting_type(dtype, b.cols)
+    try:
+        return wanted, _core.quantize(wanted, type_id, b.rows, b.cols, data, threads=threads)
+    except ModelFormatError as error:
+        raise ModelFormatError(f"{checkpoint.path}: tensor {b.tensor.name!r} cannot be quantised: {error}") from None
+
+
+def forget(checkpoint: Checkpoint, tensor: TensorSpec) -> None:
     """Tell the system that the tensor's pages are no longer needed: memory then holds the weights once, not twice."""
     buffer = checkpoint.buffer_of(tensor)
     if isinstance(buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

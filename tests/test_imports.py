@@ -30,6 +30,7 @@ PY_MAY_IMPORT = {
     "tokenizers": {"errors", "config", "machine", "formats", "_core"},
     "sampling": {"errors", "_core"},
     "generation": {"errors", "machine"},
+    "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
@@ -38,10 +39,11 @@ PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,
     "model": PY_FACADE | {"session"},
-    "__init__": PY_FACADE | {"session", "model"},
+    "quantizing": PY_FACADE | {"model"},
+    "__init__": PY_FACADE | {"session", "model", "quantizing"},
     "perplexity": FOUNDATION | {"model"},
     "bench": FOUNDATION | {"_core", "model"},
-    "cli": PY_FACADE | {"__init__", "session", "model", "perplexity", "bench"},
+    "cli": PY_FACADE | {"__init__", "session", "model", "quantizing", "perplexity", "bench"},
     "__main__": {"cli"},
 }
 

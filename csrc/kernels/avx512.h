@@ -12,6 +12,7 @@
 pl_matmul_fn pl_avx512_matmul_f32, pl_avx512_matmul_f16, pl_avx512_matmul_bf16;
 pl_matmul_fn pl_avx512_matmul_q8, pl_avx512_matmul_q8f, pl_avx512_matmul_q4, pl_avx512_matmul_q4m, pl_avx512_matmul_q5;
 pl_matmul_fn pl_avx512_matmul_q5m, pl_avx512_matmul_q4k, pl_avx512_matmul_q5k, pl_avx512_matmul_q6k;
+pl_matmul_fn pl_avx512_matmul_q8h, pl_avx512_matmul_q2k;
 
 /* Runs its body with `width` set to the widths of tiles that make up n, nearly equal and none above `most`: full tiles
  * and a thin rest would be slower. */

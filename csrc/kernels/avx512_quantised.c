@@ -19,6 +19,8 @@ typedef enum scales {
     SCALE_F16, /* d, and m if there is a minimum */
     SCALE_K,   /* d sc, and -(dmin mn); eight blocks to a struct */
     SCALE_Q6K, /* d sc for each half of a block; eight blocks to a struct */
+    SCALE_Q8H, /* d for each half */
+    SCALE_Q2K, /* d sc, and -(dmin mn), for each half */
 } scales;
 
 /* What the templates must know of a packing: strips.h in numbers, constant in every instance. */
@@ -32,7 +34,7 @@ typedef struct shape {
 
 PL_INLINE int blocks_of(shape t) { return t.scales >= SCALE_K ? 8 : 1; }
 
-PL_INLINE int steps_of(shape t) { return t.scales == SCALE_Q6K ? 2 : 1; }
+PL_INLINE int steps_of(shape t) { return t.scales >= SCALE_Q6K ? 2 : 1; }
 
 PL_INLINE __m512 load_u8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
@@ -50,25 +52,32 @@ typedef struct block {
 
 PL_INLINE const uint8_t *codes_of(shape t, block w) { return w.at + t.bytes - (blocks_of(t) - w.j) * (t.bits * 64); }
 
-/* Of the 16 rows; s: the half of the block, which only Q6_K tells apart. */
+/* Of the 16 rows; s: the half of the block, where steps_of tells them apart. */
 PL_INLINE __m512 scale_of(shape t, block w, int s) {
     if (t.scales == SCALE_F32) return _mm512_loadu_ps(w.at);
+    if (t.scales == SCALE_Q8H) return _mm512_loadu_ps(((const pl_strip_q8h *)w.at)->d[2 * w.j + s]);
     __m512 d = pl_load_f16(w.at);
     if (t.scales == SCALE_K) return _mm512_mul_ps(d, load_u8(((const pl_strip_q4k *)w.at)->sc[w.j]));
     if (t.scales == SCALE_Q6K) return _mm512_mul_ps(d, load_i8(((const pl_strip_q6k *)w.at)->sc[2 * w.j + s]));
+    if (t.scales == SCALE_Q2K) return _mm512_mul_ps(d, load_u8(((const pl_strip_q2k *)w.at)->sc[2 * w.j + s]));
     return d;
 }
 
-/* Q5_K begins with the fields of Q4_K, Q5_1 with those of Q4_1. */
-PL_INLINE __m512 minimum_of(shape t, block w) {
+/* Q5_K begins with the fields of Q4_K, Q5_1 with those of Q4_1. Nested minima are for add_minimum to subtract. */
+PL_INLINE __m512 minimum_of(shape t, block w, int s) {
     if (t.scales == SCALE_F16) return pl_load_f16(((const pl_strip_q4m *)w.at)->m);
-    const pl_strip_q4k *k = (const pl_strip_q4k *)w.at; /* a minimum is -(dmin mn) there: for add_minimum to subtract */
+    if (t.scales == SCALE_Q2K) {
+        const pl_strip_q2k *halves = (const pl_strip_q2k *)w.at;
+        return _mm512_mul_ps(pl_load_f16(halves->dmin), load_u8(halves->mn[2 * w.j + s]));
+    }
+    const pl_strip_q4k *k = (const pl_strip_q4k *)w.at;
     return _mm512_mul_ps(pl_load_f16(k->dmin), load_u8(k->mn[w.j]));
 }
 
-PL_INLINE __m512 add_minimum(shape t, __m512 minimum, const pl_act_block *x, __m512 y) {
-    const __m512 offset = _mm512_set1_ps(x->offset);
-    return t.scales == SCALE_K ? _mm512_fnmadd_ps(minimum, offset, y) : _mm512_fmadd_ps(minimum, offset, y);
+PL_INLINE __m512 add_minimum(shape t, __m512 minimum, int s, const pl_act_block *x, __m512 y) {
+    const float half = x->scale * (float)-x->minus_half[s];
+    const __m512 offset = _mm512_set1_ps(t.scales == SCALE_Q2K ? half : x->offset);
+    return t.scales >= SCALE_K ? _mm512_fnmadd_ps(minimum, offset, y) : _mm512_fmadd_ps(minimum, offset, y);
 }
 
 /* x moved left by n bits, right if n < 0; what crosses the border of a byte is for the caller to mask. */
@@ -81,6 +90,10 @@ PL_INLINE __m512i shift(__m512i x, int n) {
 PL_INLINE __m512i group(int bits, const uint8_t *codes, int g) {
     const __m512i nibble = _mm512_set1_epi8(15);
     if (bits == 8) return _mm512_loadu_si512(codes + 64 * g);
+    if (bits == 2) {
+        __m512i four = shift(_mm512_loadu_si512(codes + g / 4 * 64), -(g % 4 * 2));
+        return _mm512_and_si512(four, _mm512_set1_epi8(3));
+    }
     __m512i low = shift(_mm512_loadu_si512(codes + (bits - 4) * 64 + g % 4 * 64), g < 4 ? 0 : -4);
     if (bits == 4) return _mm512_and_si512(low, nibble);
     const uint8_t *h = bits == 5 ? codes : codes + g / 4 * 64;
@@ -180,9 +193,9 @@ PL_INLINE void step(shape t, int planes, int strips, int cols, const block *w, i
             y[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), both, y[r][c]);
         }
         if (!t.minimum) continue;
-        const __m512 minimum = minimum_of(t, w[r]);
+        const __m512 minimum = minimum_of(t, w[r], s);
         PL_UNROLL
-        for (int c = 0; c < cols; c++) { y[r][c] = add_minimum(t, minimum, block_of(at, c), y[r][c]); }
+        for (int c = 0; c < cols; c++) { y[r][c] = add_minimum(t, minimum, s, block_of(at, c), y[r][c]); }
     }
 }
 
@@ -270,6 +283,8 @@ QUANTISED_MATMUL(q5m, SCALE_F16, 5, 0, 1)
 QUANTISED_MATMUL(q4k, SCALE_K, 4, 0, 1)
 QUANTISED_MATMUL(q5k, SCALE_K, 5, 0, 1)
 QUANTISED_MATMUL(q6k, SCALE_Q6K, 6, 5, 0)
+QUANTISED_MATMUL(q8h, SCALE_Q8H, 8, 7, 0)
+QUANTISED_MATMUL(q2k, SCALE_Q2K, 2, 0, 1)
 
 PL_TARGET_END
 

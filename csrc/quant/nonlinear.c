@@ -23,58 +23,6 @@ static void open_iq4_nl(const uint8_t *bytes, int part, pl_coded *out) {
     look_up(nonlinear, block->qs, out->code);
 }
 
-/* The index of the level nearest to x. */
-static int nearest_level(float x) {
-    int low = 0, high = 15;
-    while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (x < (float)nonlinear[middle]) high = middle;
-        else low = middle;
-    }
-    return x - (float)nonlinear[low] < (float)nonlinear[high] - x ? low : high;
-}
-
-/* The best scale for the levels that x (32) takes under `inverse`; *error is how far off it leaves them. */
-static float try_levels(const float *x, const float *weight, float inverse, double *error) {
-    double xx = 0, xq = 0, qq = 0;
-    for (int j = 0; j < 32; j++) {
-        double q = nonlinear[nearest_level(x[j] * inverse)], w = (double)weight[j], value = (double)x[j];
-        xx += w * value * value, xq += w * value * q, qq += w * q * q;
-    }
-    *error = qq > 0 ? xx - xq * xq / qq : xx;
-    return qq > 0 ? (float)(xq / qq) : 0;
-}
-
-/* Either end of the levels may be where the largest weight goes, or a little beside it. */
-static float fit_levels(const float *x) {
-    enum { TRIES = 15 };
-    float weight[32], largest = 0, best = 0;
-    double least = INFINITY;
-    pl_fit_weights(x, 32, weight);
-    for (int j = 0; j < 32; j++) largest = fabsf(x[j]) > fabsf(largest) ? x[j] : largest;
-    if (largest == 0) return 0;
-    for (int s = 0; s < 2 * TRIES; s++) {
-        double error;
-        float end = (float)(s < TRIES ? nonlinear[0] : nonlinear[15]) * (0.86f + 0.02f * (float)(s % TRIES));
-        float d = try_levels(x, weight, end / largest, &error);
-        if (error < least) least = error, best = d;
-    }
-    return best;
-}
-
-static void quantize_iq4_nl(const float *x, int64_t cols, void *out) {
-    pl_block_q4_0 *block = out;
-    for (int64_t k = 0; k < cols; k += 32, block++) {
-        uint16_t d = pl_f16_from_float(fit_levels(x + k));
-        float inverse = pl_fit_inverse(pl_float_from_f16(d));
-        memcpy(block->d, &d, sizeof d);
-        for (int j = 0; j < 16; j++) {
-            int low = nearest_level(x[k + j] * inverse), high = nearest_level(x[k + j + 16] * inverse);
-            block->qs[j] = (uint8_t)(low | high << 4);
-        }
-    }
-}
-
 static void open_iq4_xs(const uint8_t *bytes, int part, pl_coded *out) {
     const pl_block_iq4_xs *block = (const pl_block_iq4_xs *)bytes;
     int low = block->scales_l[part / 2] >> 4 * (part % 2) & 15, high = pl_load16(block->scales_h) >> 2 * part & 3;
@@ -98,6 +46,68 @@ static void open_q8_k(const uint8_t *bytes, int part, pl_coded *out) {
     const pl_block_q8_k *block = (const pl_block_q8_k *)bytes;
     pl_coded_scale(out, pl_float_from_bits(pl_load32(block->d)));
     memcpy(out->code, block->qs + 32 * part, sizeof out->code);
+}
+
+/* ---- quantising ------------------------------------------------------------------------------------------------- */
+
+enum { WIDE = 160 /* more than any level, stretched, and rounded */ };
+
+/* nearest[x + WIDE]: the index of the level nearest to the integer x. Between integers it is as good: levels are no
+ * closer than 9. */
+static void fill_nearest(uint8_t nearest[2 * WIDE]) {
+    int index = 0;
+    for (int x = -WIDE; x < WIDE; x++) {
+        while (index < 15 && x - nonlinear[index] > nonlinear[index + 1] - x) index++;
+        nearest[x + WIDE] = (uint8_t)index;
+    }
+}
+
+static int level_index(const uint8_t nearest[2 * WIDE], float x) {
+    x = x < -WIDE ? -WIDE : x > WIDE - 1 ? WIDE - 1 : x;
+    return nearest[(int)(x + WIDE + 0.5f)];
+}
+
+/* The best scale for the levels that x (32) takes under `inverse`. gain: what it takes off the error of scale 0. */
+static float try_levels(const uint8_t nearest[2 * WIDE], const float *x, const float *weight, float inverse,
+                        float *gain) {
+    float xq = 0, qq = 0;
+    for (int j = 0; j < 32; j++) {
+        float q = nonlinear[level_index(nearest, x[j] * inverse)], wq = weight[j] * q;
+        xq += wq * x[j];
+        qq += wq * q;
+    }
+    *gain = qq > 0 ? xq / qq * xq : 0;
+    return qq > 0 ? xq / qq : 0;
+}
+
+/* Either end of the levels may be where the largest weight goes, or a little beside it. */
+static float fit_levels(const uint8_t nearest[2 * WIDE], const float *x) {
+    enum { TRIES = 15 };
+    float weight[32], largest = 0, best = 0, most = 0;
+    pl_fit_weights(x, 32, weight);
+    for (int j = 0; j < 32; j++) largest = fabsf(x[j]) > fabsf(largest) ? x[j] : largest;
+    if (fabsf(largest) < 0x1p-24f) return 0; /* half precision has no such scale */
+    for (int s = 0; s < 2 * TRIES; s++) {
+        float end = (float)(s < TRIES ? nonlinear[0] : nonlinear[15]) * (0.86f + 0.02f * (float)(s % TRIES)), gain;
+        float d = try_levels(nearest, x, weight, end / largest, &gain);
+        if (gain > most) most = gain, best = d;
+    }
+    return best;
+}
+
+static void quantize_iq4_nl(const float *x, int64_t cols, void *out) {
+    uint8_t nearest[2 * WIDE];
+    pl_block_q4_0 *block = out;
+    fill_nearest(nearest);
+    for (int64_t k = 0; k < cols; k += 32, block++) {
+        uint16_t d = pl_f16_from_float(fit_levels(nearest, x + k));
+        float inverse = pl_fit_inverse(pl_float_from_f16(d));
+        memcpy(block->d, &d, sizeof d);
+        for (int j = 0; j < 16; j++) {
+            int low = level_index(nearest, x[k + j] * inverse), high = level_index(nearest, x[k + j + 16] * inverse);
+            block->qs[j] = (uint8_t)(low | high << 4);
+        }
+    }
 }
 
 PL_CODED_TYPE(iq4_nl, PL_TYPE_IQ4_NL, "IQ4_NL", 32, 18, PL_PACK_Q8, quantize_iq4_nl)

@@ -132,6 +132,19 @@ def parse(path: Path, buffer: Buffer) -> Checkpoint:
     )
 
 
+def raw_metadata(path: Path, buffer: Buffer) -> dict[str, bytes]:
+    """Every metadata value with its type, as it stands in the file: what a copy of the file must say, too."""
+    reader = _Reader(path, buffer)
+    _, _, n_keys = _read_header(reader)
+    out: dict[str, bytes] = {}
+    for i in range(n_keys):
+        key = reader.text(f"metadata key {i}")
+        start = reader.at
+        _read_value(reader, reader.number(4, f"the type of {key}"), key)
+        out[key] = bytes(buffer[start : reader.at])
+    return out
+
+
 class _Reader:
     """A position in the file. Every method checks what is left before it reads."""
 

@@ -25,7 +25,8 @@ class WeightType:
 
 
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = 0, 1, 2, 3, 6, 7, 8
-Q4_K, Q5_K, Q6_K, BF16 = 12, 13, 14, 30
+Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = 10, 11, 12, 13, 14
+IQ4_NL, BF16 = 20, 30
 LLAMA2C_Q8 = 1000  # int8[n], then fp32 scales[n / group]; the group size stands in the file's header
 
 _RUNNABLE = (
@@ -71,6 +72,15 @@ _KNOWN = (
 
 WEIGHT_TYPES = {row.id: row for row in (*_RUNNABLE, *_KNOWN)}
 
+FLOATS = (F32, F16, BF16)
+
+#: The types that weights can be quantised to, by the names that users give.
+MAKEABLE = {WEIGHT_TYPES[i].name.lower(): i for i in (*FLOATS, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1)}
+MAKEABLE |= {WEIGHT_TYPES[i].name.lower(): i for i in (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL)}
+
+#: What takes the place of types with blocks of 256 where rows are not made of them: blocks of 32, no less exact.
+_SUBSTITUTES = {Q2_K: IQ4_NL, Q3_K: IQ4_NL, Q4_K: Q5_0, Q5_K: Q5_1, Q6_K: Q8_0}
+
 # Numbers that GGUF once used and then withdrew: their block layouts are no longer defined anywhere.
 WITHDRAWN = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
 WITHDRAWN |= {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
@@ -87,3 +97,10 @@ def type_name(type_id: int) -> str:
 def is_runnable(type_id: int) -> bool:
     """Whether the C library has kernels for the type."""
     return type_id == LLAMA2C_Q8 or (type_id in WEIGHT_TYPES and WEIGHT_TYPES[type_id].runnable)
+
+
+def fitting_type(type_id: int, cols: int) -> int:
+    """The type itself if it can hold rows of `cols` weights, else the next that can: F16 in the end."""
+    while cols % WEIGHT_TYPES[type_id].block_elements:
+        type_id = _SUBSTITUTES.get(type_id, F16)
+    return type_id

@@ -75,6 +75,16 @@ class Llama2cTokenizer(ScoredTokenizer):
             )
         )
 
+    @property
+    def pieces(self) -> list[bytes]:
+        """The pieces as they stand in the file."""
+        return list(self._pieces)
+
+    @property
+    def scores(self) -> list[float]:
+        """The score of each piece."""
+        return [float(score) for score in self._scores]
+
     def _scored_pieces(self) -> ScoredPieces:
         mergeable = np.ones(self.vocab_size, np.uint8)
         mergeable[:FIRST_MERGED] = 0
