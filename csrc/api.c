@@ -95,13 +95,14 @@ static int32_t find_kernels(const char *isa, const pl_kernels **out, pl_error *e
 int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x, int64_t n, int32_t planes, float *y,
                        pl_error *err) {
     const pl_kernels *kernels;
+    pl_arena arena = {0};
     pl_matrix matrix = {0};
     pl_act_buffer acts = {0};
     int32_t status = find_kernels(isa, &kernels, err);
     if (status == PL_OK && (n < 1 || planes < 1 || planes > 2)) {
         status = pl_fail(err, PL_INVALID, "n is %lld and planes is %d", (long long)n, planes);
     }
-    if (status == PL_OK) status = pl_matrix_pack(&matrix, source, NULL, NULL, 1, err);
+    if (status == PL_OK) status = pl_matrix_pack(&matrix, &arena, source, NULL, NULL, 1, err);
     if (status == PL_OK) status = pl_act_buffer_init(&acts, n, matrix.cols, err);
     if (status == PL_OK) {
         for (int64_t i = 0; i < n; i++) {
@@ -111,7 +112,7 @@ int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x,
         pl_acts view = pl_acts_view(&acts, 0, matrix.cols, planes);
         pl_matmul(kernels, &(pl_worker){0, 1, NULL}, &matrix, &view, n, &(pl_output){.base = y, .ld = matrix.rows});
     }
-    pl_matrix_free(&matrix);
+    pl_arena_free(&arena);
     pl_act_buffer_free(&acts);
     return status;
 }

@@ -13,4 +13,15 @@ void pl_free(void *memory);
 void *pl_map(size_t nbytes);
 void pl_unmap(void *memory, size_t nbytes);
 
+/* Arrays that live and die together, such as a model's weights: side by side in a few blocks that grow, so that small
+ * ones share huge pages too. {0} is an empty arena; one thread at a time takes from it. */
+typedef struct pl_arena {
+    struct pl_arena_block *last;
+    size_t used;
+} pl_arena;
+
+/* nbytes of zeros, aligned to a cache line; NULL if they cannot be had. */
+void *pl_arena_take(pl_arena *arena, size_t nbytes);
+void pl_arena_free(pl_arena *arena);
+
 #endif

@@ -94,14 +94,10 @@ void pl_model_release(pl_model *m) {
     if (m == NULL || atomic_fetch_sub(&m->references, 1) != 1) return;
     for (int32_t s = 0; s < PL_SLOT_COUNT; s++) {
         for (int32_t layer = 0; layer < slot_layers(m, s); layer++) {
-            void *address = slot_address(m, s, layer);
-            if (slots[s].form == MATRIX) {
-                pl_matrix_free(address);
-            } else {
-                pl_free(*(float **)address);
-            }
+            if (slots[s].form == VECTOR) pl_free(*(float **)slot_address(m, s, layer));
         }
     }
+    pl_arena_free(&m->weights);
     pl_free(m->rope_frequencies);
     pl_free(m->layers);
     pl_free(m);
@@ -154,7 +150,7 @@ int32_t pl_model_bind(pl_model *m, int32_t s, int32_t layer, const pl_source *so
     if (slots[s].form == VECTOR) return name_failure(bind_vector(address, source, err), s, layer, err);
     int rotated = m->config.rope_interleaved && (s == PL_SLOT_WQ || s == PL_SLOT_WK);
     pl_row_order order = rotated ? straighten_rope : NULL;
-    return name_failure(pl_matrix_pack(address, source, order, &m->config, threads, err), s, layer, err);
+    return name_failure(pl_matrix_pack(address, &m->weights, source, order, &m->config, threads, err), s, layer, err);
 }
 
 /* theta_i = base^(-2 i / dims) / factor_i, rounded to float as the original and transformers do. */

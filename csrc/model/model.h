@@ -21,6 +21,7 @@ typedef struct pl_layer {
 struct pl_model {
     pl_config config;
     pl_kv_layout kv;
+    pl_arena weights; /* what the matrices' strips lie in */
     atomic_int references;
     atomic_llong pages; /* KV pages alive */
     int finished;

@@ -28,32 +28,25 @@ static void pack_share(void *argument, const pl_worker *worker) {
     }
 }
 
-int32_t pl_matrix_pack(pl_matrix *out, const pl_source *source, pl_row_order order, const void *context,
-                       int32_t threads, pl_error *err) {
+int32_t pl_matrix_pack(pl_matrix *out, pl_arena *arena, const pl_source *source, pl_row_order order,
+                       const void *context, int32_t threads, pl_error *err) {
     int32_t status = pl_source_check(source, err);
     if (status != PL_OK) return status;
     pl_matrix matrix = {.packing = pl_source_packing(source), .rows = source->rows, .cols = source->cols};
     int64_t strips = (matrix.rows + PL_STRIP - 1) / PL_STRIP;
     matrix.nbytes = (size_t)strips * (size_t)pl_strip_bytes(matrix.packing, matrix.cols);
-    matrix.strips = pl_map(matrix.nbytes);
     float *scratch = pl_alloc((size_t)threads * (size_t)matrix.cols, sizeof(float));
+    matrix.strips = pl_arena_take(arena, matrix.nbytes);
     if (matrix.strips == NULL || scratch == NULL) {
-        pl_fail(err, PL_MEMORY, "no memory to pack a (%lld, %lld) matrix: %zu bytes", (long long)matrix.rows,
-                (long long)matrix.cols, matrix.nbytes);
-        pl_matrix_free(&matrix);
         pl_free(scratch);
-        return PL_MEMORY;
+        return pl_fail(err, PL_MEMORY, "no memory to pack a (%lld, %lld) matrix: %zu bytes", (long long)matrix.rows,
+                       (long long)matrix.cols, matrix.nbytes);
     }
     pack_job job = {source, &matrix, order, context, scratch};
     pl_parallel(matrix.nbytes < WORTH_SHARING ? 1 : threads, pack_share, &job);
     pl_free(scratch);
     *out = matrix;
     return PL_OK;
-}
-
-void pl_matrix_free(pl_matrix *matrix) {
-    pl_unmap(matrix->strips, matrix->nbytes);
-    *matrix = (pl_matrix){0};
 }
 
 void pl_matrix_row(const pl_matrix *m, int64_t row, float *out) {

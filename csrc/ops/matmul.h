@@ -2,12 +2,13 @@
 #ifndef PL_OPS_MATMUL_H
 #define PL_OPS_MATMUL_H
 
+#include "base/memory.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
 #include "pyllm.h"
 #include "quant/types.h"
 
-/* A packed matrix W (rows, cols); owns its strips. Rows beyond `rows` in the last strip are zeros. */
+/* A packed matrix W (rows, cols); its strips belong to an arena. Rows beyond `rows` in the last strip are zeros. */
 typedef struct pl_matrix {
     pl_packing packing;
     int64_t rows, cols;
@@ -15,11 +16,10 @@ typedef struct pl_matrix {
     size_t nbytes;
 } pl_matrix;
 
-/* Packs `source` with `threads` threads. order(context, r) is the file's row that becomes row r (NULL: the same). */
+/* Packs `source` into `arena` with `threads` threads. order(context, r) is the file's row that becomes row r (NULL: the same). */
 typedef int64_t (*pl_row_order)(const void *context, int64_t row);
-int32_t pl_matrix_pack(pl_matrix *out, const pl_source *source, pl_row_order order, const void *context,
-                       int32_t threads, pl_error *err);
-void pl_matrix_free(pl_matrix *matrix);
+int32_t pl_matrix_pack(pl_matrix *out, pl_arena *arena, const pl_source *source, pl_row_order order,
+                       const void *context, int32_t threads, pl_error *err);
 /* Row `row` as fp32, out (cols). */
 void pl_matrix_row(const pl_matrix *matrix, int64_t row, float *out);
 
