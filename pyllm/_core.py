@@ -206,14 +206,29 @@ def pyllm_poll(context: Any) -> int:
 # ---- models and sessions ---------------------------------------------------------------------------------------------
 
 
+#: Fields whose values have names: "gelu_tanh" for PL_ACTIVATION_GELU_TANH.
+CHOICES = {name: f"PL_{name.upper()}_" for name in ("norm", "qk_norm", "activation", "routing", "rope")}
+
+
+def _fields(struct: str, config: object) -> dict[str, int | float]:
+    """What a C struct wants of a config with the same names."""
+    found = {name: getattr(config, name) for name, _ in ffi.typeof(struct).fields if hasattr(config, name)}
+    return {
+        name: getattr(lib, CHOICES[name] + value.upper()) if isinstance(value, str) else value
+        for name, value in found.items()
+    }
+
+
 class NativeModel:
     """A `pl_model`. Frozen after `finish()`: any number of threads may use it at once."""
 
     def __init__(self, config: ModelConfig, *, planes: int, kv_type: str, threads: int) -> None:
-        fields = {name: getattr(config, name) for name, _ in ffi.typeof("pl_config").fields if hasattr(config, name)}
-        native = ffi.new("pl_config *", {**fields, "planes": planes, "kv_type": KV_TYPES[kv_type]})
+        fields = _fields("pl_config", config) | {"planes": planes, "kv_type": KV_TYPES[kv_type]}
+        native = ffi.new("pl_config *", fields)
+        of_layers = [_fields("pl_layer_config", config.layer(i)) for i in range(config.n_layers)]
+        layers = ffi.new("pl_layer_config[]", of_layers)
         err, out = _error(), ffi.new("pl_model **")
-        check(lib.pl_model_new(native, out, err), err)
+        check(lib.pl_model_new(native, layers, out, err), err)
         self._pointer = ffi.gc(out[0], lib.pl_model_release)
         self.threads = threads
         self.vocab_size = config.vocab_size
@@ -230,11 +245,13 @@ class NativeModel:
         """Whether `close()` was called."""
         return self._pointer is None
 
-    def bind(self, slot: str, layer: int, type_id: int, rows: int, cols: int, data: Any, group: int = 0) -> None:
+    def bind(
+        self, slot: str, layer: int, type_id: int, rows: int, cols: int, data: Any, group: int = 0, expert: int = 0
+    ) -> None:
         """Pack one tensor (rows, cols) into the model; `data` may go afterwards."""
         err = _error()
         source, _buffer = _source(type_id, rows, cols, data, group)
-        check(lib.pl_model_bind(self.pointer, SLOTS[slot], layer, source, self.threads, err), err)
+        check(lib.pl_model_bind(self.pointer, SLOTS[slot], layer, expert, source, self.threads, err), err)
 
     def finish(self) -> None:
         """Freeze the model. Raises ModelFormatError naming the first tensor that is missing."""

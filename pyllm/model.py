@@ -498,7 +498,7 @@ def _bind_all(
         for b in bindings:
             # No `with`: it would release the view, and fail, while the traceback of an error still holds it.
             type_id, data = _stored_as(checkpoint, b, dtype, native.threads)
-            native.bind(b.slot, b.layer, type_id, b.rows, b.cols, data, b.tensor.group)
+            native.bind(b.slot, b.layer, type_id, b.rows, b.cols, data, b.tensor.group, b.expert)
             forget(checkpoint, b.tensor)
             done += b.tensor.nbytes
             report(done, total)

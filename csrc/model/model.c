@@ -70,7 +70,7 @@ static int32_t slot_layers(const pl_model *m, int32_t s) { return slots[s].place
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
-int32_t pl_model_new(const pl_config *config, pl_model **out, pl_error *err) {
+int32_t pl_model_new(const pl_config *config, const pl_layer_config *layer_configs, pl_model **out, pl_error *err) {
     int32_t status = pl_config_check(config, err);
     if (status != PL_OK) return status;
     pl_model *m = pl_alloc(1, sizeof *m);
@@ -83,6 +83,7 @@ int32_t pl_model_new(const pl_config *config, pl_model **out, pl_error *err) {
     m->config = *config;
     m->kv = pl_kv_layout_of(config);
     m->layers = layers;
+    for (int32_t i = 0; i < config->n_layers; i++) layers[i].config = layer_configs[i];
     atomic_init(&m->references, 1);
     *out = m;
     return PL_OK;
@@ -132,8 +133,10 @@ static int32_t name_failure(int32_t status, int32_t s, int32_t layer, pl_error *
     return pl_fail(err, status, "tensor '%s' of layer %d: %.200s", slots[s].name, layer, reason);
 }
 
-int32_t pl_model_bind(pl_model *m, int32_t s, int32_t layer, const pl_source *source, int32_t threads, pl_error *err) {
-    if (m->finished || s < 0 || s >= PL_SLOT_COUNT || layer < 0 || layer >= slot_layers(m, s)) {
+int32_t pl_model_bind(pl_model *m, int32_t s, int32_t layer, int32_t expert, const pl_source *source, int32_t threads,
+                      pl_error *err) {
+    if (m->finished || s < 0 || s >= PL_SLOT_COUNT || slots[s].name == NULL || layer < 0 ||
+        layer >= slot_layers(m, s) || expert != 0) {
         return pl_fail(err, PL_INVALID, "slot %d of layer %d cannot be bound", s, layer);
     }
     if (slot_is_filled(m, s, layer)) {

@@ -10,6 +10,7 @@
 #include "pyllm.h"
 
 typedef struct pl_layer {
+    pl_layer_config config;
     float *attention_norm; /* (dim) */
     pl_matrix wq, wk, wv;  /* (heads * head_dim, dim), (kv_heads * head_dim, dim) twice */
     pl_matrix wo;          /* (dim, heads * head_dim) */

@@ -16,7 +16,7 @@ class Binding:
     """One tensor and the place it belongs to. `slot` is a name of `csrc/pyllm_api.h`, lower case, without PL_SLOT_.
 
     `rows` and `cols` are what the slot needs, equal to the tensor's own shape; a vector is (1, n). `layer` is 0 for
-    slots that are not per layer.
+    slots that are not per layer, `expert` for those that are not per expert.
     """
 
     slot: str
@@ -24,6 +24,7 @@ class Binding:
     tensor: TensorSpec
     rows: int
     cols: int
+    expert: int = 0
 
 
 # In the order of the forward pass.

@@ -344,7 +344,7 @@ static void bind(pl_model *model, int32_t slot, int32_t layer, const pl_type_inf
     uint8_t *data = get(nbytes, 1);
     fill_weights(type, n, data, nbytes);
     pl_source source = {.type = type->id, .rows = rows, .cols = cols, .group = group, .data = data, .nbytes = nbytes};
-    must(pl_model_bind(model, slot, layer, &source, 1, &error));
+    must(pl_model_bind(model, slot, layer, 0, &source, 1, &error));
     free(data);
 }
 
@@ -359,13 +359,21 @@ static pl_model *make_model(const pl_type_info *type, int32_t planes, int32_t kv
                               .vocab_size = VOCAB,
                               .context_length = 64,
                               .norm_eps = 1e-5f,
+                              .gated = 1,
+                              .causal = 1,
                               .rope_base = 10000.0f,
+                              .rope_scale = 1.0f,
                               .rope_dims = HEAD_DIM,
                               .rope_interleaved = planes == 1,
+                              .embedding_scale = 1.0f,
+                              .residual_scale = 1.0f,
+                              .logit_scale = 1.0f,
                               .planes = planes,
                               .kv_type = kv_type};
+    pl_layer_config layers[LAYERS];
+    for (int i = 0; i < LAYERS; i++) layers[i] = (pl_layer_config){.rope = PL_ROPE_MAIN};
     pl_model *model;
-    must(pl_model_new(&config, &model, &error));
+    must(pl_model_new(&config, layers, &model, &error));
     bind(model, PL_SLOT_EMBEDDING, 0, type, VOCAB, DIM);
     for (int32_t layer = 0; layer < LAYERS; layer++) {
         bind(model, PL_SLOT_ATTENTION_NORM, layer, vector, 1, DIM);
