@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,10 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `argv` defaults to the arguments of the process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="pyllm: %(message)s")  # the library's warnings, on stderr
+    if sys.stdout is None:  # started with a closed standard output
+        print("pyllm: there is no standard output to write to", file=sys.stderr)
+        return 1
     try:
         _never_fail_to_print()
         command, options = _parse(arguments)
@@ -180,7 +185,7 @@ def _stream(generation: Generation, *, stats: bool = False) -> str:
         print(chunk.text, end="", flush=True)
     print(flush=True)
     if stats:
-        print(_table(dataclasses.asdict(generation.stats) | {"seed": generation.seed}), file=sys.stderr)
+        print(_table(dataclasses.asdict(generation.stats) | {"seed": str(generation.seed)}), file=sys.stderr)
     return generation.text
 
 
