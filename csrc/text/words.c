@@ -16,8 +16,7 @@
 
 #define MAX_CODE 256
 #define MAX_STEPS 8
-#define MAX_DEPTH \
-    8 /* of groups that are matched by themselves, one inside another: each has its choices on the stack */
+#define MAX_DEPTH 8
 static const size_t NONE = SIZE_MAX;
 
 /* Characters: those of some kinds, or in some ranges; or all others. */
@@ -359,7 +358,7 @@ static void add_beginnings(const pl_words *w, beginning *b, int32_t pc) {
     }
 }
 
-/* How many calls of `match` there are at most inside each other when instruction pc is met. */
+/* How many groups matched by themselves, each with its choices on the stack, instruction pc is inside of. */
 static int depth_of(const pl_word_code *code, int32_t pc) {
     int depth = 0;
     for (int32_t i = 0; i < pc; i++) {
