@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib.util
-import json
 import sys
 import tempfile
 import time
