@@ -77,6 +77,9 @@ enum {
     PL_TYPE_TQ1_0 = 34,
     PL_TYPE_TQ2_0 = 35,
     PL_TYPE_MXFP4 = 39,
+    PL_TYPE_NVFP4 = 40,
+    PL_TYPE_Q1_0 = 41,
+    PL_TYPE_Q2_0 = 42,
     PL_TYPE_LLAMA2C_Q8 = 1000, /* llama2.c v2: int8[n] then fp32 scales[n / group], groups run over the flat tensor */
 };
 

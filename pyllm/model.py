@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllm import _core, architectures, formats
-from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, PyllmError, TokenizerError
-from pyllm.formats.weight_types import FLOATS, MAKEABLE, fitting_type, type_name
+from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError
+from pyllm.formats.weight_types import MAKEABLE, type_name
+from pyllm.loading import bind_all, dequantized
 from pyllm.machine import available_threads
-from pyllm.progress import Progress, reporting
+from pyllm.progress import Progress
 from pyllm.sampling import Sampler, sampler_from_metadata
 from pyllm.session import Options, Session, Steps, begin_generation, restore_session
 from pyllm.tokenizers import Tokenizer
@@ -27,7 +27,6 @@ from pyllm.tokenizers import Tokenizer
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pyllm.architectures import Binding
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
@@ -86,7 +85,7 @@ def load(
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
-            _bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
+            bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
             return Model(native, checkpoint, config, chosen, arguments | {"kv_dtype": kv_dtype})
         except BaseException:
             native.close()
@@ -425,9 +424,7 @@ class Model:
 
         def read(slot: str, layer: int) -> npt.NDArray[np.float32] | None:
             b = bindings.get((slot, layer))
-            if b is None:
-                return None
-            return _core.dequantize(b.tensor.type_id, b.rows, b.cols, checkpoint.view(b.tensor), b.tensor.group)
+            return None if b is None else dequantized(checkpoint, b)
 
         return read
 
@@ -482,47 +479,6 @@ def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint, config: Mode
             f"the tokenizer's {tokenizer.vocab_size} pieces do not fit {checkpoint.path.name}, whose vocabulary has "
             f"{config.vocab_size}"
         )
-
-
-def _bind_all(
-    native: _core.NativeModel,
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    dtype: int | None,
-    progress: Progress | bool | None,
-) -> None:
-    """Pack every tensor into the model's memory, in the order of the file, and let its pages go."""
-    bindings = sorted(architectures.bindings(checkpoint, config), key=lambda b: (b.tensor.part, b.tensor.offset))
-    total, done = sum(b.tensor.nbytes for b in bindings), 0
-    with reporting(progress, f"loading {checkpoint.path.name}") as report:
-        for b in bindings:
-            # No `with`: it would release the view, and fail, while the traceback of an error still holds it.
-            type_id, data = _stored_as(checkpoint, b, dtype, native.threads)
-            native.bind(b.slot, b.layer, type_id, b.rows, b.cols, data, b.tensor.group, b.expert)
-            forget(checkpoint, b.tensor)
-            done += b.tensor.nbytes
-            report(done, total)
-    native.finish()
-
-
-def _stored_as(checkpoint: Checkpoint, b: Binding, dtype: int | None, threads: int) -> tuple[int, Any]:
-    """The weight type and the bytes of a tensor: its own, or matrices of floats quantised."""
-    data, type_id = checkpoint.view(b.tensor), b.tensor.type_id
-    if dtype is None or b.rows == 1 or type_id not in FLOATS:
-        return type_id, data
-    wanted = fitting_type(dtype, b.cols)
-    try:
-        return wanted, _core.quantize(wanted, type_id, b.rows, b.cols, data, threads=threads)
-    except ModelFormatError as error:
-        raise ModelFormatError(f"{checkpoint.path}: tensor {b.tensor.name!r} cannot be quantised: {error}") from None
-
-
-def forget(checkpoint: Checkpoint, tensor: TensorSpec) -> None:
-    """Tell the system that the tensor's pages are no longer needed: memory then holds the weights once, not twice."""
-    buffer = checkpoint.buffer_of(tensor)
-    if isinstance(buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        buffer.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.nbytes - start)
 
 
 def _text_limits(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[int | None, frozenset[int]]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyllm import _core, architectures, formats, model
-from pyllm.architectures import llama
+from pyllm import _core, architectures, formats, loading, model
+from pyllm.architectures import from_gguf
 from pyllm.config import ModelConfig
 from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats import gguf
@@ -122,7 +122,7 @@ def _from_llama2c(
     tensors = {}
     for b in bindings:
         shape = (b.cols,) if b.rows == 1 else (b.rows, b.cols)
-        tensors[llama.NAMES[b.slot].format(layer=b.layer)] = replace(b.tensor, shape=shape)
+        tensors[from_gguf.NAMES[b.slot].format(layer=b.layer)] = replace(b.tensor, shape=shape)
     return metadata, tensors
 
 
@@ -193,7 +193,7 @@ def _write(
             for share, piece in _pieces(checkpoint, spec, outline.type_id, threads):
                 yield piece
                 report(done + int(share * spec.nbytes), total)
-            model.forget(checkpoint, spec)
+            loading.forget(checkpoint, spec)
             done += spec.nbytes
 
         write_gguf(target, metadata, outlines, pieces)

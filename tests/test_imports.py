@@ -38,8 +38,9 @@ PY_TYPES_ONLY = {"session": {"model"}}  # under TYPE_CHECKING: a name in an anno
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,
-    "model": PY_FACADE | {"session"},
-    "quantizing": PY_FACADE | {"model"},
+    "loading": FOUNDATION | {"_core", "formats", "architectures"},
+    "model": PY_FACADE | {"session", "loading"},
+    "quantizing": PY_FACADE | {"model", "loading"},
     "__init__": PY_FACADE | {"session", "model", "quantizing"},
     "perplexity": FOUNDATION | {"model"},
     "bench": FOUNDATION | {"_core", "model"},
