@@ -19,10 +19,12 @@ from pyllm._core import Interrupted, NativeSession, log_probability
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.formats.export import replacing
 from pyllm.generation import Generation, Plan
+from pyllm.hooks import ProcessedDraw, processors_of
 from pyllm.sampling import Sampler
 
 if TYPE_CHECKING:
-    from pyllm.generation import Logits
+    from pyllm.generation import Draw, Logits
+    from pyllm.hooks import LogitsProcessor
     from pyllm.model import Model
 
 #: Tokens in one forward pass of a prompt: enough for full speed, few enough to be interrupted soon.
@@ -45,6 +47,7 @@ class Options:
     seed: int | None
     logprobs: bool
     timeout: float | None
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and operator.index(self.max_tokens) < 0:
@@ -53,6 +56,7 @@ class Options:
             raise ValueError(f"timeout must be a number of seconds of at least 0, or None, not {self.timeout}")
         if not all(isinstance(stop, str) and stop for stop in self.stops):
             raise ValueError("stop must be a non-empty string, or a sequence of them")
+        processors_of(self.logits_processor)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -139,6 +143,7 @@ class Session:
         seed: int | None = None,
         logprobs: bool = False,
         timeout: float | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
     ) -> Generation:
         """Go on from where the session stands, after `prompt`, and take the generated tokens in too.
 
@@ -146,7 +151,7 @@ class Session:
         The session must be left alone while the generation is under way; to do something else with it, just stop
         iterating.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor)
         ids = self._model.encode_prompt(prompt, begin=not self._tokens)
         self.check_room(len(ids))
         return begin_generation(self._model, Steps(lambda: self, owned=False), ids, self, options)
@@ -319,7 +324,13 @@ def begin_generation(
         timeout=options.timeout,
         log_probability=log_probability if options.logprobs else None,
     )
-    return Generation(steps, sampler.start(options.seed), plan)
+    return Generation(steps, _hooked(sampler.start(options.seed), options), plan)
+
+
+def _hooked(sampler: Draw, options: Options) -> Draw:
+    """A sampler at work behind what the caller put before it."""
+    processors = processors_of(options.logits_processor)
+    return ProcessedDraw(sampler, processors) if processors else sampler
 
 
 # ---- saved sessions --------------------------------------------------------------------------------------------------
