@@ -181,13 +181,20 @@ size_t pl_session_state_bytes(const pl_session *session);
 int32_t pl_session_state_read(const pl_session *session, void *out, size_t nbytes, pl_error *err);
 int32_t pl_session_state_write(pl_session *session, const void *data, size_t nbytes, int64_t position, pl_error *err);
 
+/* Keys (rotated) and values of one layer as fp32, each (n_kv_heads, position, head_dim). The dimensions of a key that
+ * rotate together are i and i + rope_dims / 2, whatever the file's order. */
+int32_t pl_session_kv_read(const pl_session *session, int32_t layer, float *keys, float *values, pl_error *err);
+
 /* One sequence's share of a forward pass. */
 typedef struct pl_run {
     pl_session *session;   /* each session at most once per call */
     const int32_t *tokens; /* (n) */
     int64_t n;
-    int32_t n_logits; /* logits wanted for the last n_logits tokens; 0 for none */
-    float *logits;    /* (n_logits, vocab) */
+    int32_t n_logits;             /* logits wanted for the last n_logits tokens; 0 for none */
+    float *logits;                /* (n_logits, vocab) */
+    const int32_t *hidden_layers; /* (n_hidden), each in [0, n_layers] */
+    int32_t n_hidden;             /* 0 for none */
+    float *hidden;                /* (n_hidden, n, dim): the residual stream after so many layers; 0 is the embedding */
 } pl_run;
 
 /* Asked between layers, at most every 20 ms, on the calling thread; nonzero stops the evaluation. */

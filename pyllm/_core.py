@@ -216,7 +216,8 @@ class NativeModel:
         check(lib.pl_model_new(native, out, err), err)
         self._pointer = ffi.gc(out[0], lib.pl_model_release)
         self.threads = threads
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.dim = config.vocab_size, config.dim
+        self.n_kv_heads, self.head_dim = config.n_kv_heads, config.head_dim
 
     @property
     def pointer(self) -> Any:
@@ -316,6 +317,26 @@ class NativeSession:
             raise asked.raised
         check(status, err)
         return self._rows[:n_logits]
+
+    def eval_hidden(
+        self, tokens: Sequence[int] | np.ndarray, layers: Sequence[int], poll: Callable[[], bool] | None = None
+    ) -> np.ndarray:
+        """One forward pass over all `tokens`; the residual stream after so many layers, float32 (layers, n, dim)."""
+        out = np.empty((len(layers), len(tokens), self._model.dim), np.float32)
+        wanted = ffi.new("int32_t[]", layers)
+        self._run.hidden_layers, self._run.n_hidden, self._run.hidden = wanted, len(layers), _floats(out)
+        try:
+            self.eval(tokens, n_logits=0, poll=poll)
+        finally:
+            self._run.n_hidden = 0
+        return out
+
+    def kv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of one layer's keys and values, each float32 (KV heads, position, head_dim)."""
+        err, shape = _error(), (self._model.n_kv_heads, self.position, self._model.head_dim)
+        keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        check(lib.pl_session_kv_read(self.pointer, layer, _floats(keys), _floats(values), err), err)
+        return keys, values
 
     @property
     def position(self) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from pyllm._core import Interrupted, NativeSession, log_probability
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.formats.export import replacing
@@ -23,6 +25,8 @@ from pyllm.hooks import ProcessedDraw, processors_of
 from pyllm.sampling import Sampler
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from pyllm.generation import Draw, Logits
     from pyllm.hooks import LogitsProcessor
     from pyllm.model import Model
@@ -118,6 +122,44 @@ class Session:
         if logits is None:
             raise ClosedError("the session or its model was closed during eval()")
         return logits
+
+    def hidden_states(self, tokens: Sequence[int], layers: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        """Take `tokens` in, as `eval` does; returns the residual stream at them: float32 (len(layers), n, dim), a copy.
+
+        `layers`: after how many layers, 0 (the embeddings) to `config.n_layers`; negative numbers count from the end;
+        None means all. The final norm is not applied, not even after the last layer. `eval([])` gives the logits.
+        Raises as `eval` does, and `ValueError` for a layer that there is not.
+        """
+        ids, depths = self._model.check_tokens(tokens), _depths(layers, self._model.config.n_layers)
+        with self._entered():
+            self.check_room(len(ids))
+            if not ids:
+                raise ValueError("there are no tokens to evaluate")
+            taken, evaluated = len(self._tokens), self._native.position
+            try:
+                self._tokens += ids
+                return self._hidden_from(evaluated, depths)[:, taken - evaluated :]
+            except BaseException as error:  # KeyboardInterrupt too: a session is never half-way
+                self._native.truncate(evaluated)
+                del self._tokens[taken:]
+                if isinstance(error, Interrupted):
+                    raise ClosedError("the session or its model was closed during hidden_states()") from None
+                raise
+
+    def keys(self, layer: int) -> npt.NDArray[np.float32]:
+        """The keys of one layer, 0 to `config.n_layers` - 1: float32 (n_kv_heads, n, head_dim).
+
+        A copy, since they are kept in pages and perhaps in another type. `n` is `position`, but one less after a
+        generation: a token that was only drawn has no keys yet. They are rotated; dimensions i and i + rope_dims / 2
+        belong together. Raises `ValueError` for a layer that there is not.
+        """
+        with self._entered():
+            return self._native.kv(operator.index(layer))[0]
+
+    def values(self, layer: int) -> npt.NDArray[np.float32]:
+        """The values of one layer: float32 (n_kv_heads, n, head_dim). See `keys`."""
+        with self._entered():
+            return self._native.kv(operator.index(layer))[1]
 
     def truncate(self, position: int) -> None:
         """Forget every token from `position` on. Raises `ValueError` outside [0, self.position]."""
@@ -271,6 +313,25 @@ class Session:
             start += CHUNK
         logits: Logits = self._native.eval(self._tokens[start:], n_logits=1, poll=poll)[0]
         return logits
+
+    def _hidden_from(self, start: int, depths: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Evaluate the tokens from `start` on; the residual stream at each, (depths, n, dim)."""
+        blocks = [
+            self._native.eval_hidden(self._tokens[at : at + CHUNK], depths, lambda: self._closing or self._model.closed)
+            for at in range(start, len(self._tokens), CHUNK)
+        ]
+        return np.concatenate(blocks, axis=1)
+
+
+def _depths(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+    """Numbers of layers in [0, n_layers], of which negative ones count from the end; None means all."""
+    if layers is None:
+        return list(range(n_layers + 1))
+    depths = [operator.index(layer) for layer in layers]
+    for depth in depths:
+        if not -n_layers - 1 <= depth <= n_layers:
+            raise ValueError(f"layer {depth} is out of range: the model has 0 (the embeddings) to {n_layers}")
+    return [depth % (n_layers + 1) for depth in depths]
 
 
 class Steps:
