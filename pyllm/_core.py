@@ -400,8 +400,15 @@ class NativeSampler:
         self._token, self._state, self._error = ffi.new("int32_t *"), ffi.new("uint64_t *"), _error()
         self._work = ffi.new("float[]", 0)
 
-    def draw(self, logits: np.ndarray, history: Sequence[int], rng_state: int) -> tuple[int, int]:
-        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time."""
+    def draw(
+        self, logits: np.ndarray, history: Sequence[int], rng_state: int, allowed: bytes | None = None
+    ) -> tuple[int, int]:
+        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time.
+
+        `allowed`: a bit for each id, from the lowest of the first byte on.
+        """
+        if allowed is not None and 8 * len(allowed) < len(logits):
+            raise ValueError(f"{8 * len(allowed)} bits do not say which of {len(logits)} tokens are allowed")
         logits, past = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(history, np.int32)
         if len(self._work) < 2 * len(logits):
             self._work = ffi.new("float[]", 2 * len(logits))
@@ -414,6 +421,7 @@ class NativeSampler:
             ffi.from_buffer("int32_t[]", past),
             len(past),
             *self._biases,
+            ffi.NULL if allowed is None else ffi.from_buffer("uint8_t[]", allowed),
             self._work,
             self._token,
             self._error,

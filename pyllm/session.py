@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from pyllm._core import Interrupted, NativeSession, log_probability
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.formats.export import replacing
 from pyllm.generation import Generation, Plan
+from pyllm.grammar import constrained, grammar_of
 from pyllm.hooks import ProcessedDraw, processors_of
 from pyllm.sampling import Sampler
 
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pyllm.generation import Draw, Logits
+    from pyllm.grammar import Grammar
     from pyllm.hooks import LogitsProcessor
     from pyllm.model import Model
+    from pyllm.sampling import SamplerState
 
 #: Tokens in one forward pass of a prompt: enough for full speed, few enough to be interrupted soon.
 CHUNK = 512
@@ -52,6 +55,7 @@ class Options:
     logprobs: bool
     timeout: float | None
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
+    grammar: Grammar | Mapping[str, Any] | type | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and operator.index(self.max_tokens) < 0:
@@ -186,6 +190,7 @@ class Session:
         logprobs: bool = False,
         timeout: float | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
     ) -> Generation:
         """Go on from where the session stands, after `prompt`, and take the generated tokens in too.
 
@@ -193,7 +198,7 @@ class Session:
         The session must be left alone while the generation is under way; to do something else with it, just stop
         iterating.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar)
         ids = self._model.encode_prompt(prompt, begin=not self._tokens)
         self.check_room(len(ids))
         return begin_generation(self._model, Steps(lambda: self, owned=False), ids, self, options)
@@ -385,13 +390,16 @@ def begin_generation(
         timeout=options.timeout,
         log_probability=log_probability if options.logprobs else None,
     )
-    return Generation(steps, _hooked(sampler.start(options.seed), options), plan)
+    return Generation(steps, _hooked(model, sampler.start(options.seed), options), plan)
 
 
-def _hooked(sampler: Draw, options: Options) -> Draw:
-    """A sampler at work behind what the caller put before it."""
-    processors = processors_of(options.logits_processor)
-    return ProcessedDraw(sampler, processors) if processors else sampler
+def _hooked(model: Model, sampler: SamplerState, options: Options) -> Draw:
+    """A sampler at work behind what the caller put before it: processors first, so that a grammar has the last word."""
+    grammar, processors = grammar_of(options.grammar), processors_of(options.logits_processor)
+    draw: Draw = sampler
+    if grammar:
+        draw = constrained(sampler, grammar, model.tokenizer, model.config.vocab_size, model.stop_ids)
+    return ProcessedDraw(draw, processors) if processors else draw
 
 
 # ---- saved sessions --------------------------------------------------------------------------------------------------
