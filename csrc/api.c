@@ -182,6 +182,14 @@ static int32_t check_run(const pl_model *model, const pl_run *run, pl_error *err
     if (run->n_logits < 0 || run->n_logits > run->n || (run->n_logits > 0 && run->logits == NULL)) {
         return pl_fail(err, PL_INVALID, "%d logits of %lld tokens", run->n_logits, (long long)run->n);
     }
+    if (run->n_hidden < 0 || (run->n_hidden > 0 && (run->hidden_layers == NULL || run->hidden == NULL))) {
+        return pl_fail(err, PL_INVALID, "the residual stream after %d layers", run->n_hidden);
+    }
+    for (int32_t j = 0; j < run->n_hidden; j++) {
+        if (run->hidden_layers[j] >= 0 && run->hidden_layers[j] <= model->config.n_layers) continue;
+        return pl_fail(err, PL_INVALID, "layer %d is out of range: the model has 0 (the embedding) to %d",
+                       run->hidden_layers[j], model->config.n_layers);
+    }
     if (run->n > s->context_length - s->position) {
         return pl_fail(err, PL_CONTEXT, "%lld tokens at position %lld exceed the context of %lld", (long long)run->n,
                        (long long)s->position, (long long)s->context_length);

@@ -30,11 +30,14 @@ PY_MAY_IMPORT = {
     "tokenizers": {"errors", "config", "machine", "formats", "_core"},
     "sampling": {"errors", "_core"},
     "generation": {"errors", "machine"},
+    "hooks": set(),
+    "grammar": {"errors"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
-PY_TYPES_ONLY = {"session": {"model"}}  # under TYPE_CHECKING: a name in an annotation, no import when running
+# under TYPE_CHECKING: a name in an annotation, no import when running
+PY_TYPES_ONLY = {"session": {"model"}, "hooks": {"generation"}, "grammar": {"generation", "sampling", "tokenizers"}}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,
