@@ -19,14 +19,12 @@ import numpy as np
 
 from pyllm import _core, comparing
 from pyllm.comparing import random_ids
-from pyllm.peers import Setup, open_engine
+from pyllm.peers import Setup, open_engine, position_bytes
 from pyllm.probes import PASSES, buffer_of
 from pyllm.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pyllm.model import Model, Session
-
-KV_BYTES = {"f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def run(load: Callable[[], Model], plan: Plan) -> Result:
         after = _ceiling(probe, model.threads)
         first = model.generate(random_ids(plan.prompt), max_tokens=1)
         first.text  # noqa: B018  a generation runs when it is read
-        bytes_per_token = model.token_bytes + _kv_bytes(model, plan.generate)
+        bytes_per_token = model.token_bytes + position_bytes(model) * (plan.generate + 1) // 2
         rate = decode.median * bytes_per_token / 1e9
         return Result(
             model=str(model.path),
@@ -139,7 +137,7 @@ def compare(
             samples += comparing.measure(opened, trial, plan.repeats, buffer, report=report)
         facts = {worker.name: worker.facts for worker in opened}
     versions = {name: fact["version"] for name, fact in facts.items()}
-    results = comparing.summaries(samples, peers, facts)
+    results = comparing.summaries(samples, trials, peers, facts)
     return {"model": str(model), "threads": threads, "engines": versions, "peers": list(peers), "results": results}
 
 
@@ -203,10 +201,3 @@ def _measure(model: Model, tokens: int, repeats: int, once: Callable[[Session], 
         runs.append(tokens / (time.perf_counter() - start))
     session.close()
     return Rate(tokens, statistics.median(runs[1:]), tuple(runs[1:]))
-
-
-def _kv_bytes(model: Model, generate: int) -> int:
-    """KV bytes that one decoded token reads on average, over a decode of `generate` tokens from an empty context."""
-    config = model.config
-    per_position = 2 * config.n_layers * config.n_kv_heads * config.head_dim * KV_BYTES[model.kv_dtype]
-    return per_position * (generate + 1) // 2

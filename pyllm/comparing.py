@@ -13,9 +13,9 @@ import multiprocessing
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,14 @@ SMALLEST_VOCABULARY = 256  # ids are drawn below this: every model has them, and
 
 @dataclass(frozen=True)
 class Trial:
-    """What is timed, or a test: a method of `Engine`, its arguments, and what to call it."""
+    """What is timed: a method of `Engine`, its arguments, and what to call it. `context`: positions that a token reads,
+    on average.
+    """
 
     name: str
     method: str
     arguments: tuple[Any, ...]
+    context: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def prefill(n: int) -> Trial:
 def decode(n: int, depth: int = 0) -> Trial:
     """`n` single tokens, into a context that holds `depth` tokens."""
     name = f"decode {n} at {depth}" if depth else f"decode {n}"
-    return Trial(name, "decode", (random_ids(n), random_ids(depth, seed=1)))
+    return Trial(name, "decode", (random_ids(n), random_ids(depth, seed=1)), depth + (n + 1) / 2)
 
 
 def batch(sequences: int, prompt: int, n: int) -> Trial:
@@ -113,7 +116,8 @@ def _serve(pipe: Connection, open_engine: Open, specification: str, setup: Setup
     before = machine.resident_bytes()
     with _answering(pipe):
         engine = open_engine(specification, setup)
-        pipe.send({"version": engine.version, "token_bytes": engine.token_bytes, "tests": sorted(engine.tests)})
+        costs = asdict(engine.costs) if engine.costs else None
+        pipe.send({"version": engine.version, "costs": costs, "tests": sorted(engine.tests)})
         while (task := pipe.recv()) is not None:
             method, arguments = task
             with _answering(pipe):
@@ -194,13 +198,24 @@ class Worker:
 
 
 @contextmanager
-def workers(open_engine: Open, specifications: Sequence[str], setup: Setup) -> Iterator[list[Worker]]:
-    """All engines, loaded. "ENGINE@N" gives one N threads, whatever the others have."""
+def workers(
+    open_engine: Open, specifications: Sequence[str], setup: Setup, failures: dict[str, str] | None = None
+) -> Iterator[list[Worker]]:
+    """All engines, loaded. "ENGINE@N" gives one N threads, whatever the others have. Those that cannot be had are left
+    out, and `failures` gets the reasons; without it `ChildProcessError` is raised.
+    """
     with ExitStack() as stack:
-        opened: list[Worker] = []
+        opened = []
         for specification in specifications:
-            opened.append(Worker(open_engine, specification, setup))
-            stack.callback(opened[-1].close)
+            try:
+                worker = Worker(open_engine, specification, setup)
+            except ChildProcessError as error:
+                if failures is None:
+                    raise
+                failures[specification] = str(error).removeprefix(f"{specification}: ")
+                continue
+            stack.callback(worker.close)
+            opened.append(worker)
         yield opened
 
 
@@ -237,16 +252,17 @@ def measure(
     return samples
 
 
-def warm_up(opened: Sequence[Worker], trial: Trial) -> tuple[list[Worker], dict[str, str]]:
-    """Run a trial once on every engine that has it: those that did it, and why others failed."""
-    able, failures = [], {}
+def warm_up(opened: Sequence[Worker], trial: Trial) -> tuple[dict[Worker, float], dict[str, str]]:
+    """Run a trial once on every engine that has it: the seconds of those that did it, and why others failed."""
+    able, failures = {}, {}
     for worker in opened:
         if worker.can(trial):
+            start = time.monotonic()
             try:
                 worker.run(trial)
-                able.append(worker)
+                able[worker] = time.monotonic() - start
             except ChildProcessError as error:
-                failures[worker.name] = f"{trial.name}: {error}"
+                failures[worker.name] = str(error).removeprefix(f"{worker.name}: ")
     return able, failures
 
 
@@ -295,18 +311,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def summarise(mine: Sequence[Sample], peers: dict[str, Sequence[Sample]], token_bytes: int | None) -> dict[str, Any]:
-    """One engine's samples of one test, beside those of its peers: what a table shows, and what a record keeps.
+def summarise(
+    mine: Sequence[Sample], trial: Trial, peers: Mapping[str, Sequence[Sample]], costs: dict[str, int] | None
+) -> dict[str, Any]:
+    """One engine's samples of one trial, beside those of its peers: what a table shows, and what a record keeps.
 
-    `token_bytes`: what a decoded token reads; gives GB/s and the share of what the probes around each sample read.
+    `costs` (`peers.Costs`) gives GB/s of decoding, and their share of what the probes around each sample read; and
+    GMAC/s of a prefill.
     """
     counted, condition = chosen(mine)
     rates = [s.tokens_per_second for s in counted]
     reads = [max(p.gb_per_second for p in s.probes) for s in counted]
-    read = [rate * token_bytes / 1e9 for rate in rates] if token_bytes and mine[0].test.startswith("decode") else None
-    return {
+    row: dict[str, Any] = {
         "engine": mine[0].engine,
-        "test": mine[0].test,
+        "test": trial.name,
         "threads": mine[0].threads,
         "median": statistics.median(rates),
         "low": min(rates),
@@ -315,11 +333,18 @@ def summarise(mine: Sequence[Sample], peers: dict[str, Sequence[Sample]], token_
         "condition": condition,
         "counted": len(counted),
         "samples": len(mine),
-        "gb_per_second": statistics.median(read) if read else None,
         "ceiling_gb_per_second": statistics.median(reads),
-        "share_of_ceiling": statistics.median(a / b for a, b in zip(read, reads, strict=True)) if read else None,
         "ratios": {peer: _ratio(mine, theirs) for peer, theirs in peers.items()},
     }
+    if costs and trial.method == "decode":
+        token = (costs["weight_bytes"] + costs["position_bytes"] * trial.context) / 1e9
+        row["gb_per_second"] = row["median"] * token
+        row["share_of_ceiling"] = statistics.median(
+            rate * token / read for rate, read in zip(rates, reads, strict=True)
+        )
+    if costs and trial.method == "prefill":
+        row["gmac_per_second"] = statistics.median(rates) * costs["layer_macs"] / 1e9
+    return row
 
 
 def _ratio(mine: Sequence[Sample], theirs: Sequence[Sample]) -> dict[str, Any]:
@@ -328,13 +353,17 @@ def _ratio(mine: Sequence[Sample], theirs: Sequence[Sample]) -> dict[str, Any]:
     return {"median": statistics.median(values), "low": low, "high": high, "pairs": len(values), "stands": stands}
 
 
-def summaries(samples: Sequence[Sample], peers: Sequence[str], facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """A summary for each test and engine, in the order of measuring; those that are no peers beside those that are."""
-    tests: dict[str, dict[str, list[Sample]]] = {}
-    for s in samples:
-        tests.setdefault(s.test, {}).setdefault(s.engine, []).append(s)
-    return [
-        summarise(mine, {p: of[p] for p in peers if p in of and engine not in peers}, facts[engine]["token_bytes"])
-        for of in tests.values()
-        for engine, mine in of.items()
-    ]
+def summaries(
+    samples: Sequence[Sample], trials: Sequence[Trial], peers: Sequence[str], facts: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """A summary for each trial and engine, in the order of measuring; those that are no peers beside those that are."""
+    rows = []
+    for trial in trials:
+        of: dict[str, list[Sample]] = {}
+        for s in samples:
+            if s.test == trial.name:
+                of.setdefault(s.engine, []).append(s)
+        for engine, mine in of.items():
+            beside = {peer: of[peer] for peer in peers if peer in of and engine not in peers}
+            rows.append(summarise(mine, trial, beside, facts[engine]["costs"]))
+    return rows

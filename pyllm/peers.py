@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 
 #: Tokens per forward pass of llama.cpp, its own default; its answers depend on it.
 LLAMA_CPP_BATCH = 512
+KV_BYTES = {"f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,17 @@ def timing(tokens: int = 0) -> Iterator[Taken]:
     taken.seconds, taken.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What one token costs: bytes of weights read to decode it, bytes of keys and values read per position before it,
+    and multiply-accumulates in the layers' matrices, attention apart.
+    """
+
+    weight_bytes: int
+    position_bytes: int
+    layer_macs: int
+
+
 class Engine(Protocol):
     """A loaded model. Not safe for several threads. `tests` names the methods it has of the four that are timed."""
 
@@ -73,8 +85,8 @@ class Engine(Protocol):
         """Name and version of the program, and how it was built where it tells."""
 
     @property
-    def token_bytes(self) -> int | None:
-        """Bytes of weights read to decode one token; None where the engine does not tell."""
+    def costs(self) -> Costs | None:
+        """What a token costs; None where the engine does not tell."""
 
     def logits(self, ids: Sequence[int]) -> Floats:
         """The logits after each of `ids`, read into an empty context: float32 (n, vocab)."""
@@ -111,6 +123,12 @@ def release(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
+def position_bytes(model: Any) -> int:
+    """Bytes of keys and values that a `Model` keeps of one position."""
+    config = model.config
+    return int(2 * config.n_layers * config.n_kv_heads * config.head_dim * KV_BYTES[model.kv_dtype])
+
+
 class Pyllm:
     """The engine of this project."""
 
@@ -128,9 +146,11 @@ class Pyllm:
         return f"{release('pyllm')}, {self.model.info()['isa']}"
 
     @property
-    def token_bytes(self) -> int:
-        """See `Engine`."""
-        return int(self.model.token_bytes)
+    def costs(self) -> Costs:
+        """See `Engine`; of a model without experts."""
+        config = self.model.config
+        macs = self.model.info()["parameters"] - config.vocab_size * config.dim
+        return Costs(self.model.token_bytes, position_bytes(self.model), macs)
 
     def logits(self, ids: Sequence[int]) -> Floats:
         """See `Engine`."""
@@ -186,7 +206,7 @@ class LlamaCpp:
     """
 
     tests = EVERY_TEST
-    token_bytes = None
+    costs = None
 
     def __init__(self, setup: Setup, flash_attention: bool) -> None:
         self._api = need("llama_cpp", "llama-cpp-python")
