@@ -140,7 +140,7 @@ double pl_log_probability(const float *logits, int64_t vocab, int32_t token) {
     return pl_log_softmax_at(pl_kernels_current(), logits, vocab, token);
 }
 
-/* ---- memory bandwidth ------------------------------------------------------------------------------------------- */
+/* ---- the machine's own speed ------------------------------------------------------------------------------------ */
 
 typedef struct reading {
     const uint64_t *words;
@@ -171,6 +171,27 @@ double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32
         best = rate > best ? rate : best;
     }
     return best;
+}
+
+typedef struct meeting {
+    int32_t crossings;
+    double seconds; /* out: of one; stays 0 where the region has one thread */
+} meeting;
+
+static void meet(void *argument, const pl_worker *worker) {
+    meeting *m = argument;
+    if (worker->count == 1) return;
+    pl_barrier_wait(worker);
+    double start = pl_seconds();
+    for (int32_t i = 0; i < m->crossings; i++) pl_barrier_wait(worker);
+    if (worker->index == 0) m->seconds = (pl_seconds() - start) / m->crossings;
+}
+
+double pl_barrier_seconds(int32_t threads, int32_t crossings) {
+    if (threads < 1 || threads > MOST_THREADS || crossings < 1) return 0;
+    meeting m = {.crossings = crossings};
+    pl_parallel(threads, meet, &m);
+    return m.seconds;
 }
 
 /* ---- evaluation ------------------------------------------------------------------------------------------------- */

@@ -40,6 +40,10 @@ void pl_insist_on_threads(int32_t on);
 /* Reads nbytes at data with `threads` threads; the best of `repeats` rates, in bytes per second. */
 double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32_t repeats);
 
+/* Seconds that `threads` threads take for one barrier, over `crossings` of them in a row: it tells whether the cores
+ * they run on share a cache. 0 where there was only one thread to be had. */
+double pl_barrier_seconds(int32_t threads, int32_t crossings);
+
 /* ---- weight types ---------------------------------------------------------------------------------------------- */
 
 /* One row of the table of weight types. Ids are GGUF's; those of PL_TYPE_PRIVATE and above are pyllm's own. */

@@ -96,6 +96,11 @@ def read_bandwidth(data: np.ndarray, threads: int, repeats: int) -> float:
     return float(lib.pl_read_bandwidth(ffi.from_buffer(data), data.nbytes, threads, repeats))
 
 
+def barrier_seconds(threads: int, crossings: int) -> float:
+    """Seconds of one barrier among `threads` threads, over `crossings` in a row; 0 where only one was to be had."""
+    return float(lib.pl_barrier_seconds(threads, crossings))
+
+
 # ---- weight types and single kernels ---------------------------------------------------------------------------------
 
 

@@ -46,7 +46,10 @@ PY_MAY_IMPORT |= {
     "quantizing": PY_FACADE | {"model", "loading"},
     "__init__": PY_FACADE | {"session", "model", "quantizing"},
     "perplexity": FOUNDATION | {"model"},
-    "bench": FOUNDATION | {"_core", "model"},
+    "probes": {"_core"},
+    "peers": {"__init__"},
+    "comparing": FOUNDATION | {"peers", "probes"},
+    "bench": FOUNDATION | {"_core", "model", "comparing", "peers", "probes"},
     "cli": PY_FACADE | {"__init__", "session", "model", "quantizing", "perplexity", "bench"},
     "__main__": {"cli"},
 }
