@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says of texts outside the vocabulary's own file: the JSON files and templates beside it."""
+"""What a Hugging Face folder says of texts outside the vocabulary's own file: JSON files and templates beside it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class FolderFacts:
     """What is said beside a vocabulary. Without such files: nothing.
 
     `named`: texts of tokens by their part, such as "bos_token". `special`: texts of control tokens. `added`: tokens
-    beyond the vocabulary, as a `tokenizer.json` lists them. `frame`: whether BOS and EOS are put around texts, None
-    where nothing is said. `ending_ids`: ids at which generation stops. `settings`: `tokenizer_config.json` itself.
+    beyond the vocabulary, as a `tokenizer.json` lists them. `frame`: whether BOS and EOS are put around texts, for
+    vocabularies that do not say it themselves; None where nothing is said. `ending_ids`: ids at which generation stops.
+    `settings`: `tokenizer_config.json` itself.
     """
 
     named: Mapping[str, str] = field(default_factory=dict)
@@ -144,10 +145,11 @@ def _more_special(settings: Mapping[str, Any]) -> Iterator[str]:
 def _added_tokens(folder: Path, config: Mapping[str, Any], special: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Tokens beyond the vocabulary, as a `tokenizer.json` lists them, by id."""
     listed = config.get("added_tokens_decoder")
-    if not isinstance(listed, dict):
+    if isinstance(listed, dict):
+        tokens = {_id_of(key, folder): token for key, token in listed.items()}
+    else:
         older = read_object(folder / "added_tokens.json")
-        listed = {token: {"content": text, "special": text in special} for text, token in older.items()}
-    tokens = {_id_of(key, folder): token for key, token in listed.items()}
+        tokens = {_id_of(i, folder): {"content": text, "special": text in special} for text, i in older.items()}
     for token_id, token in sorted(tokens.items()):
         text = _text_of(token) if isinstance(token, dict) else None
         if text is None:

@@ -81,12 +81,12 @@ class JsonTokenizer(JsonVocabulary):
 
     def __init__(self, spec: dict[str, Any], source: str, facts: FolderFacts = NO_FACTS) -> None:
         """`spec`: what the file holds, `completed` by the facts; `source` names the file in messages."""
-        added = added_tokens(spec, source)
         self._facts = facts
         kinds = self._checked_kinds(spec, source)
         with library_errors(source, "tokenizer.json"):
             self._library = _build(spec)
             self._later = _build(_without_first_prefix(spec))
+            added = _as_numbered(self._library, added_tokens(spec, source))
             vocabulary = self._library.get_vocab(with_added_tokens=True)
             pieces: dict[int, str] = {token: piece for piece, token in vocabulary.items()}
             traits = self._read_traits(control_texts(added, spec), pieces, spec, source)
@@ -198,6 +198,12 @@ def added_tokens(spec: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
     return list(added)
 
 
+def _as_numbered(library: tokenizers.Tokenizer, added: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The added tokens with the ids that the library gives them, which need not be the file's."""
+    numbered = ((library.token_to_id(token["content"]), token) for token in added)
+    return [{**token, "id": number} for number, token in numbered if number is not None]
+
+
 def control_texts(added: Iterable[Mapping[str, Any]], spec: Mapping[str, Any]) -> dict[int, str]:
     """Texts of the special ones among the added tokens. Text may become the unknown one, but no text names it."""
     model = spec["model"]
@@ -250,9 +256,11 @@ def _ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 def completed(spec: dict[str, Any], facts: FolderFacts, source: str) -> dict[str, Any]:
-    """The file with what transformers adds to it: tokens listed beside it, control tokens named there, BOS and EOS."""
-    model = spec["model"]
-    vocabulary = _ids_of_pieces(model)
+    """The file with what transformers adds to it: tokens listed beside it, and control tokens named there.
+
+    What is put around texts is the file's own say: there `add_bos_token` counts for nothing.
+    """
+    vocabulary = _ids_of_pieces(spec["model"])
     if not vocabulary:
         return spec
     added = {token["content"]: token for token in added_tokens(spec, source)}
@@ -267,11 +275,7 @@ def completed(spec: dict[str, Any], facts: FolderFacts, source: str) -> dict[str
             added[text] = {**added[text], "special": True}
         elif text in vocabulary:
             added[text] = {"id": vocabulary[text], "content": text, "special": True, **_PLAIN}
-    spec = {**spec, "added_tokens": sorted(added.values(), key=lambda token: token["id"])}
-    ids = vocabulary | {text: token["id"] for text, token in added.items()}
-    if facts.frame is None or model.get("type") == "WordPiece":  # which transformers frames as the file says
-        return spec
-    return {**spec, "post_processor": _template_processing(facts, ids)}
+    return {**spec, "added_tokens": sorted(added.values(), key=lambda token: token["id"])}
 
 
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -290,20 +294,3 @@ def _ids_of_pieces(model: Any) -> dict[str, int]:
         firsts = [item[0] if isinstance(item, list) and item else None for item in vocabulary]
         return {piece: token for token, piece in enumerate(firsts) if isinstance(piece, str)}
     return vocabulary if isinstance(vocabulary, dict) and all(type(i) is int for i in vocabulary.values()) else {}
-
-
-def _template_processing(facts: FolderFacts, ids: Mapping[str, int]) -> dict[str, Any]:
-    """A post-processor that puts BOS and EOS around texts as `tokenizer_config.json` says."""
-    names = [
-        facts.named.get(name) if wanted else None
-        for name, wanted in zip(("bos_token", "eos_token"), facts.frame or (), strict=False)
-    ]
-    around = [[{"SpecialToken": {"id": text, "type_id": 0}}] if text in ids else [] for text in names]
-    texts = [text for text in names if text is not None and text in ids]
-    single = [*around[0], {"Sequence": {"id": "A", "type_id": 0}}, *around[1]]
-    return {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {text: {"id": text, "ids": [ids[text]], "tokens": [text]} for text in texts},
-    }

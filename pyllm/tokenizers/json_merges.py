@@ -199,10 +199,22 @@ def _checked_added(spec: Mapping[str, Any], source: str, *, normalises: bool) ->
         _understood(token.get("single_word") is not True and content)
         _understood(not (normalises and token.get("normalized") is not False))
         _understood(0 <= token_id < 2 * len(vocabulary) + MOST_ADDED and vocabulary.get(content, token_id) == token_id)
+    _understood(_are_numbered_on(added, vocabulary))
     eats = any(token.get("lstrip") is True or token.get("rstrip") is True for token in added)
     _understood(not (eats and any(token["content"] != token["content"].strip() for token in added)))
     _understood(len({token["id"] for token in added}) == len({token["content"] for token in added}) == len(added))
     return added
+
+
+def _are_numbered_on(added: Sequence[Mapping[str, Any]], vocabulary: Mapping[str, int]) -> bool:
+    """Whether tokens beyond the vocabulary have the ids that the library gives them, whatever their file says."""
+    following = len(vocabulary)
+    for token in added:
+        if token["content"] not in vocabulary:
+            if token["id"] != following:
+                return False
+            following += 1
+    return True
 
 
 def _frame(processor: Any) -> Frame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def _byte_level(folder: Path, facts: FolderFacts) -> dict[str, Any]:
             f"{folder}: a vocab.json of {name!r}, of which it is not known how text is cut into words (known: "
             f"{', '.join(CLASSES)}): give a tokenizer.json"
         )
+    if not (folder / "merges.txt").is_file():
+        raise TokenizerError(f"{folder}: a vocab.json without the merges.txt that belongs to it")
+    vocabulary = read_object(folder / "vocab.json")
     merges = read_text(folder / "merges.txt").removesuffix("\n").split("\n")
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
     steps = [{**split, "pattern": {"Regex": pattern}} for pattern in how.steps]
@@ -58,11 +62,26 @@ def _byte_level(folder: Path, facts: FolderFacts) -> dict[str, Any]:
         "added_tokens": [],
         "normalizer": {"type": "NFC"} if how.nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*steps, mapped]},
-        "post_processor": None,
+        "post_processor": _around(facts, vocabulary),
         "decoder": mapped,
         "model": {
             "type": "BPE",
-            "vocab": read_object(folder / "vocab.json"),
+            "vocab": vocabulary,
             "merges": merges[1:] if merges[0].startswith("#version") else merges,
         },
+    }
+
+
+def _around(facts: FolderFacts, vocabulary: Mapping[str, Any]) -> dict[str, Any]:
+    """The post-processor that puts BOS and EOS around texts as `tokenizer_config.json` says."""
+    ids = {**vocabulary, **{token["content"]: token["id"] for token in facts.added}}
+    wanted = zip(("bos_token", "eos_token"), facts.frame or (False, False), strict=True)
+    named = [facts.named.get(name, "") if put else "" for name, put in wanted]
+    before, after = ([{"SpecialToken": {"id": text, "type_id": 0}}] if text in ids else [] for text in named)
+    single = [*before, {"Sequence": {"id": "A", "type_id": 0}}, *after]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {text: {"id": text, "ids": [ids[text]], "tokens": [text]} for text in named if text in ids},
     }
