@@ -23,7 +23,7 @@ TRIAL = Trial("cold start", "cold", ())
 
 PYLLM = """
 import pyllm
-model = pyllm.load({model!r}, threads={threads}, precision={kind!r})
+model = pyllm.load({model!r}, threads={threads}, precision={kind!r}, tokenizer={tokenizer!r})
 for chunk in model.generate({prompt!r}, max_tokens=1, sampler=pyllm.Sampler.greedy()):
     print(chunk.text, flush=True)
 """
@@ -89,6 +89,7 @@ class Starter:
         self.tests = frozenset({"cold"} if name in SCRIPTS else set())
         if self.tests:
             facts = {"model": str(setup.model), "threads": setup.threads, "kind": KINDS.get(kind, kind)}
+            facts["tokenizer"] = str(setup.tokenizer) if setup.tokenizer else None
             self.script = SCRIPTS[name].format(**facts, prompt=PROMPT, **folders(specification, setup))
 
     def cold(self) -> Taken:
@@ -100,7 +101,8 @@ class Starter:
         seconds = time.perf_counter() - start
         _, errors = process.communicate()
         if not first or process.returncode != 0:
-            raise RuntimeError(f"no token came: {errors.decode(errors='replace').strip()[-300:]}")
+            last = errors.decode(errors="replace").strip().splitlines()[-1:]
+            raise RuntimeError(f"no token came: {''.join(last)}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return Taken(1, seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 

@@ -62,6 +62,7 @@ class Plan:
     wait: float = 0.0
     converted: Path | None = None
     reference: Path | None = None
+    tokenizer: Path | None = None
 
     @property
     def names(self) -> list[str]:
@@ -83,7 +84,7 @@ class Plan:
         """What the engines are opened for."""
         deepest = max(self.depths) if "depth" in self.tests else 0
         longest = max(self.prompt, deepest + self.generate)
-        return Setup(self.model, threads, longest, sequences=BATCH, converted=self.converted)
+        return Setup(self.model, threads, longest, converted=self.converted, tokenizer=self.tokenizer)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -278,6 +279,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--wait", type=float, default=0.0, help="seconds to wait for a quiet machine before a sample (0)")
     add("--converted", type=Path, help="the folder that convert.py filled")
     add("--reference", type=Path, help="a .npz by fidelity.py --save (that of the default model, for it)")
+    add("-z", "--tokenizer", type=Path, help="a tokenizer, where the model's file holds none")
     add("--json", type=Path, help="write the whole record to this file")
     return parser.parse_args(argv)
 
@@ -301,6 +303,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         arguments.wait,
         arguments.converted,
         arguments.reference,
+        arguments.tokenizer,
     )
 
 

@@ -33,6 +33,8 @@ Open = Callable[[str, Setup], Engine]
 
 SHORTEST = 0.1  # seconds: a test that takes less is repeated within its sample
 SETTLING = 0.25  # seconds after a run, because some runtimes' threads spin for 0.2 before they sleep
+LONGEST = 600  # seconds that an engine may take to load, or for one sample
+SHUTTING_DOWN = 20  # seconds, after which it is killed
 ENOUGH = 3  # samples, or pairs, that a median needs
 RESAMPLES = 2000
 SMALLEST_VOCABULARY = 256  # ids are drawn below this: every model has them, and which ids they are costs nothing
@@ -182,7 +184,7 @@ class Worker:
     def receive(self) -> Any:
         """The answer to what was sent last."""
         try:
-            answer = self._pipe.recv()
+            answer = self._pipe.recv() if self._pipe.poll(LONGEST) else self._give_up()
         except EOFError:
             self._process.join()
             answer = f"its process ended with status {self._process.exitcode}"
@@ -190,11 +192,16 @@ class Worker:
             raise ChildProcessError(f"{self.name}: {answer}")
         return answer
 
+    def _give_up(self) -> str:
+        self._process.kill()
+        return f"no answer within {LONGEST} s"
+
     def close(self) -> None:
         """End the process."""
         if self._process.is_alive():
             self._pipe.send(None)
-        self._process.join()
+        self._process.join(SHUTTING_DOWN)
+        self._process.kill()
 
 
 @contextmanager

@@ -32,15 +32,15 @@ KV_BYTES = {"f16": 2, "f32": 4}
 @dataclass(frozen=True)
 class Setup:
     """What an engine is opened for. `every_logit`: `logits` will be asked for; engines may need memory for that.
-    `sequences`: the most that `batch` will have. `converted`: a folder with the model in other programs' formats.
+    `converted`: a folder with the model in other programs' formats. `tokenizer`: a file, for models that hold none.
     """
 
     model: Path
     threads: int
     context_length: int
     every_logit: bool = False
-    sequences: int = 1
     converted: Path | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass
@@ -137,7 +137,7 @@ class Pyllm:
     def __init__(self, setup: Setup, precision: str) -> None:
         import pyllm
 
-        self.model: Any = pyllm.load(setup.model, threads=setup.threads, precision=precision)
+        self.model: Any = pyllm.load(setup.model, threads=setup.threads, precision=precision, tokenizer=setup.tokenizer)
         self._session = self.model.session(setup.context_length)
 
     @property
@@ -210,7 +210,6 @@ class LlamaCpp:
 
     def __init__(self, setup: Setup, flash_attention: bool) -> None:
         self._api = need("llama_cpp", "llama-cpp-python")
-        self._sequences = setup.sequences
         self._engine = self._api.Llama(
             str(setup.model),
             n_ctx=setup.context_length,

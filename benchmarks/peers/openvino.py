@@ -111,33 +111,28 @@ class OpenVinoGenai:
     def prefill(self, ids: Sequence[int]) -> Taken:
         """See `Engine`."""
         with timing(len(ids)) as taken:
-            self._add(ids, 1)
-            self._finish()
+            self._finish(self._add(ids, 1))
         return taken
 
     def decode(self, ids: Sequence[int], before: Sequence[int] = ()) -> Taken:
         """See `Engine`. It goes on by tokens of its own, after a prompt of at least one."""
-        self._add(before or ids[:1], len(ids) + 1)
+        request = self._add(before or ids[:1], len(ids) + 1)
         self._pipeline.step()
         with timing(len(ids)) as taken:
-            self._finish()
+            self._finish(request)
         return taken
 
     def batch(self, prompts: Sequence[Sequence[int]], n: int) -> Taken:
         """See `Engine`."""
         with timing(n * len(prompts)) as taken:
-            for ids in prompts:
-                self._add(ids, n)
-            self._finish()
+            self._finish(*[self._add(ids, n) for ids in prompts])
         return taken
 
     def text(self, prompt: str, n: int) -> Taken:
         """See `Engine`."""
         with timing() as taken:
             ids = self._tokenizer.encode(prompt).input_ids.data[0]
-            handle = self._add(ids, n)
-            self._finish()
-            made = handle.read_all()[0].generated_ids
+            (made,) = self._finish(self._add(ids, n))
             self._tokenizer.decode(made)
             taken.tokens = len(made)
         return taken
@@ -152,6 +147,8 @@ class OpenVinoGenai:
         self._next += 1
         return self._pipeline.add_request(self._next, self._array(np.array([ids], np.int64)), options)
 
-    def _finish(self) -> None:
+    def _finish(self, *requests: Any) -> list[list[int]]:
+        """What each request generated. One whose handle is let go is dropped."""
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
+        return [request.read_all()[0].generated_ids for request in requests]

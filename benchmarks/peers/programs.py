@@ -84,10 +84,10 @@ class RunC(Program):
 
     def text(self, prompt: str, n: int) -> Taken:
         """See `Engine`. The rate is what run.c prints; it may end early, so its tokens are counted as asked for."""
-        model = self._setup.model
-        tokenizer = next(p for p in (model.with_suffix(".tokenizer.bin"), model.parent / "tok512.bin") if p.is_file())
-        common = ("-t", 0, "-n", n, "-z", tokenizer, "-i", prompt)
-        _, errors, cpu = self.run(model, *common, OMP_NUM_THREADS=str(self._setup.threads))
+        if self._setup.tokenizer is None:
+            raise FileNotFoundError("run.c needs --tokenizer")
+        common = ("-t", 0, "-n", n, "-z", self._setup.tokenizer, "-i", prompt)
+        _, errors, cpu = self.run(self._setup.model, *common, OMP_NUM_THREADS=str(self._setup.threads))
         return taken_from_run_c(errors, n, cpu)
 
 
