@@ -46,9 +46,7 @@ POST_FFN = ("ffn_post_norm", "ffn_post_norm_bias")
 AFTER = ("final_norm", "final_norm_bias", "head", "head_bias", "rope_factors", "rope_factors_long")
 SLOTS = (*BEFORE, *ATTENTION, *DENSE, *ROUTING, *PER_EXPERT, *SHARED, *POST_FFN, *AFTER)
 SINGLE = frozenset((*BEFORE, *AFTER))
-MATRICES = frozenset(
-    (*BEFORE[:2], "head", "wq", "wk", "wv", "wo", *DENSE[:3], "router", *PER_EXPERT[:3], *SHARED[:3])
-)
+MATRICES = frozenset((*BEFORE[:2], "head", "wq", "wk", "wv", "wo", *DENSE[:3], "router", *PER_EXPERT[:3], *SHARED[:3]))
 SPARSE = frozenset((*ROUTING, *PER_EXPERT, *SHARED))  # only in layers with experts, where those of DENSE are not
 
 
@@ -59,17 +57,38 @@ def slot_shape(slot: str, config: ModelConfig) -> tuple[int, int]:
     hidden, expert, shared = c.hidden_dim, c.expert_dim, c.shared_dim
     each = {"head": (c.head_dim, c.head_dim)}.get(c.qk_norm, (q, kv))
     shapes = {
-        "embedding": (c.vocab_size, dim), "head": (c.vocab_size, dim), "head_bias": (1, c.vocab_size),
-        "position_embedding": (c.context_length, dim), "rope_factors": (1, half), "rope_factors_long": (1, half),
-        "wq": (q, dim), "wk": (kv, dim), "wv": (kv, dim), "wo": (dim, q),
-        "bq": (1, q), "bk": (1, kv), "bv": (1, kv), "sinks": (1, c.n_heads),
-        "q_norm": (1, each[0]), "k_norm": (1, each[1]),
-        "gate": (hidden, dim), "up": (hidden, dim), "down": (dim, hidden),
-        "gate_bias": (1, hidden), "up_bias": (1, hidden),
-        "router": (c.n_experts, dim), "router_bias": (1, c.n_experts), "choice_bias": (1, c.n_experts),
-        "expert_gate": (expert, dim), "expert_up": (expert, dim), "expert_down": (dim, expert),
-        "expert_gate_bias": (1, expert), "expert_up_bias": (1, expert),
-        "shared_gate": (shared, dim), "shared_up": (shared, dim), "shared_down": (dim, shared),
+        "embedding": (c.vocab_size, dim),
+        "head": (c.vocab_size, dim),
+        "head_bias": (1, c.vocab_size),
+        "position_embedding": (c.context_length, dim),
+        "rope_factors": (1, half),
+        "rope_factors_long": (1, half),
+        "wq": (q, dim),
+        "wk": (kv, dim),
+        "wv": (kv, dim),
+        "wo": (dim, q),
+        "bq": (1, q),
+        "bk": (1, kv),
+        "bv": (1, kv),
+        "sinks": (1, c.n_heads),
+        "q_norm": (1, each[0]),
+        "k_norm": (1, each[1]),
+        "gate": (hidden, dim),
+        "up": (hidden, dim),
+        "down": (dim, hidden),
+        "gate_bias": (1, hidden),
+        "up_bias": (1, hidden),
+        "router": (c.n_experts, dim),
+        "router_bias": (1, c.n_experts),
+        "choice_bias": (1, c.n_experts),
+        "expert_gate": (expert, dim),
+        "expert_up": (expert, dim),
+        "expert_down": (dim, expert),
+        "expert_gate_bias": (1, expert),
+        "expert_up_bias": (1, expert),
+        "shared_gate": (shared, dim),
+        "shared_up": (shared, dim),
+        "shared_down": (dim, shared),
     }
     return shapes.get(slot, (1, dim))
 
@@ -190,4 +209,3 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
-

@@ -14,30 +14,51 @@ from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats.checkpoint import Checkpoint
 
 _LAYER = {
-    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "wq": "self_attn.q_proj",
+    "wk": "self_attn.k_proj",
+    "wv": "self_attn.v_proj",
+    "wo": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
     **{f"expert_{name}": f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")},
     **{f"shared_{name}": f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")},
-    "router": "mlp.gate", "shared_router": "mlp.shared_expert_gate",
+    "router": "mlp.gate",
+    "shared_router": "mlp.shared_expert_gate",
 }
 _BIAS = {
-    "attention_norm_bias": "attention_norm", "ffn_norm_bias": "ffn_norm",
-    "bq": "wq", "bk": "wk", "bv": "wv", "bo": "wo",
-    "gate_bias": "gate", "up_bias": "up", "down_bias": "down", "router_bias": "router",
+    "attention_norm_bias": "attention_norm",
+    "ffn_norm_bias": "ffn_norm",
+    "bq": "wq",
+    "bk": "wk",
+    "bv": "wv",
+    "bo": "wo",
+    "gate_bias": "gate",
+    "up_bias": "up",
+    "down_bias": "down",
+    "router_bias": "router",
 }
 
 #: Slots to the names of Llama and all that came after it.
 NAMES = {
-    "embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "head_bias": "lm_head.bias",
-    "final_norm": "model.norm.weight", "final_norm_bias": "model.norm.bias",
+    "embedding": "model.embed_tokens.weight",
+    "head": "lm_head.weight",
+    "head_bias": "lm_head.bias",
+    "final_norm": "model.norm.weight",
+    "final_norm_bias": "model.norm.bias",
     **{slot: f"model.layers.{{layer}}.{name}.weight" for slot, name in _LAYER.items()},
     **{slot: f"model.layers.{{layer}}.{_LAYER[of]}.bias" for slot, of in _BIAS.items()},
 }
 
 ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu_squared",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "relu2": "relu_squared",
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
 }
 
@@ -46,14 +67,34 @@ ACTIVATIONS = {
 HARMLESS = frozenset(
     (
         *("architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache"),
-        *("pretraining_tp", "initializer_range", "is_decoder", "is_llama_config", "tokenizer_class", "task_specific_params"),
-        *("router_aux_loss_coef", "router_jitter_noise", "router_z_loss_coef", "output_router_logits", "rope_interleaved"),
+        *(
+            "pretraining_tp",
+            "initializer_range",
+            "is_decoder",
+            "is_llama_config",
+            "tokenizer_class",
+            "task_specific_params",
+        ),
+        *(
+            "router_aux_loss_coef",
+            "router_jitter_noise",
+            "router_z_loss_coef",
+            "output_router_logits",
+            "rope_interleaved",
+        ),
         *("max_length", "min_length", "temperature", "top_k", "top_p", "do_sample", "repetition_penalty", "num_beams"),
         *("num_return_sequences", "diversity_penalty", "length_penalty", "early_stopping", "num_beam_groups"),
         *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "chunk_size_feed_forward", "typical_p"),
         *("output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate"),
         *("id2label", "label2id", "num_labels", "problem_type", "torchscript", "use_bfloat16", "is_encoder_decoder"),
-        *("gradient_checkpointing", "use_flash_attn", "cache_implementation", "finetuning_task", "prefix", "name_or_path"),
+        *(
+            "gradient_checkpointing",
+            "use_flash_attn",
+            "cache_implementation",
+            "finetuning_task",
+            "prefix",
+            "name_or_path",
+        ),
         *("remove_invalid_values", "suppress_tokens", "bad_words_ids", "tf_legacy_loss", "pruned_heads"),
         *("transformers.js_config", "unsloth_version", "unsloth_fixed", "unsloth_processed_class", "model_name"),
         *("use_mrope", "hybrid", "rope_theta", "rope_scaling", "rope_parameters"),
@@ -63,7 +104,9 @@ HARMLESS_ENDS = ("dropout", "_pdrop", "_token_id", "_loss_coef", "_token_index")
 OFF = (None, False, 0, "", [], {})
 
 
-def begin(checkpoint: Checkpoint, *, head_dim: int = 0, tied: bool = False, sizes: Mapping[str, str] | None = None) -> Draft:
+def begin(
+    checkpoint: Checkpoint, *, head_dim: int = 0, tied: bool = False, sizes: Mapping[str, str] | None = None
+) -> Draft:
     """A draft with all that the families have in common; tensors of the family are still to be named.
 
     `head_dim` and `tied` are the family's defaults, `sizes` its own names of the fields "hidden_size" and so on.
@@ -133,7 +176,9 @@ def prefix(draft: Draft, base: str) -> None:
     if any(name.startswith(base) for name in draft.checkpoint.tensors):
         return
     for slot, parts in draft.names.items():
-        draft.place(slot, *(Part(p.name.removeprefix(base), p.runs, p.stacked, p.transposed, p.plus, p.scales) for p in parts))
+        draft.place(
+            slot, *(Part(p.name.removeprefix(base), p.runs, p.stacked, p.transposed, p.plus, p.scales) for p in parts)
+        )
     draft.ignored = {name.removeprefix(base) for name in draft.ignored}
 
 
@@ -147,7 +192,9 @@ def finish(draft: Draft, base: str = "model.") -> None:
             continue
         value = fields.get(name)
         if not any(type(value) is type(off) and value == off for off in OFF):
-            raise fields.unsupported(name, f"is {str(value)[:80]!r}, a field that is unknown for {draft.config['architecture']!r}")
+            raise fields.unsupported(
+                name, f"is {str(value)[:80]!r}, a field that is unknown for {draft.config['architecture']!r}"
+            )
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
@@ -196,7 +243,9 @@ def rotation(draft: Draft, *, theta: float = 10000.0, partial: float = 1.0) -> N
     rotate(draft, parameters, fields, theta=theta, partial=partial)
 
 
-def rotations(draft: Draft, *, theta: float, local_theta: float | None, local_name: str = "rope_local_base_freq") -> None:
+def rotations(
+    draft: Draft, *, theta: float, local_theta: float | None, local_name: str = "rope_local_base_freq"
+) -> None:
     """RoPE of layers with full attention, and of those with a window; transformers 5 says it for each kind of layer.
 
     `local_theta` None: the same base by default.
@@ -226,7 +275,14 @@ def rotate(draft: Draft, parameters: Fields, fields: Fields, *, theta: float, pa
     if not 2 <= dims <= draft.config["head_dim"]:
         raise ModelFormatError(f"{fields.path}: RoPE over {dims} of {draft.config['head_dim']} dimensions")
     kind = parameters.text("rope_type", parameters.text("type", "default"))
-    kinds = {"linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope, "su": _longrope}
+    kinds = {
+        "linear": _linear,
+        "dynamic": _dynamic,
+        "llama3": _llama3,
+        "yarn": _yarn,
+        "longrope": _longrope,
+        "su": _longrope,
+    }
     if kind == "default":
         draft.stretch(rope.Stretch())
     elif kind in kinds:

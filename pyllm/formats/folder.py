@@ -108,7 +108,12 @@ def _weights(path: Path) -> list[Path]:
 
 
 def _without_weights(path: Path) -> ModelFormatError | UnsupportedModelError:
-    for pattern, what in (("*.bin", "PyTorch pickles"), ("*.pth", "PyTorch pickles"), ("*.h5", "HDF5"), ("*.msgpack", "Flax")):
+    for pattern, what in (
+        ("*.bin", "PyTorch pickles"),
+        ("*.pth", "PyTorch pickles"),
+        ("*.h5", "HDF5"),
+        ("*.msgpack", "Flax"),
+    ):
         found = sorted(path.glob(pattern))
         if found:
             return UnsupportedModelError(

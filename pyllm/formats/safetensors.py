@@ -28,10 +28,14 @@ def parse(path: Path, buffer: Buffer, part: int = 0) -> dict[str, TensorSpec]:
     size = len(buffer)
     length = int.from_bytes(buffer[:8], "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-        raise _error(path, f"its header has {length} bytes, but there is room for {min(max(size - 8, 0), MAX_HEADER_BYTES)}")
+        raise _error(
+            path, f"its header has {length} bytes, but there is room for {min(max(size - 8, 0), MAX_HEADER_BYTES)}"
+        )
     header = read_json(path, bytes(buffer[8 : 8 + length]))
     data = 8 + length
-    return {name: _spec(path, name, entry, data, size, part) for name, entry in header.items() if name != "__metadata__"}
+    return {
+        name: _spec(path, name, entry, data, size, part) for name, entry in header.items() if name != "__metadata__"
+    }
 
 
 def read_json(path: Path, data: bytes) -> dict[str, Any]:
