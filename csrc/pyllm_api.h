@@ -108,7 +108,9 @@ int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x,
                        pl_error *err);
 
 /* One vector kernel of one level, for tests. kernel: "rmsnorm" (b: weights, parameter: eps), "swiglu" (a: gate, b: up),
- * "softmax" (parameter: scale; out (n + 2) ends with the sum and the maximum). a, b, out (n), n a multiple of 16. */
+ * "softmax" (parameter: scale; out (n + 2) ends with the sum and the maximum), "softcap" (parameter: cap), "centre" (of
+ * the first `parameter` elements), "erf", "tanh", or an activation: "silu", "gelu", "gelu_tanh", "relu_squared",
+ * "silu_clamped" (parameter: limit). a, b, out (n), n a multiple of 16; of activations b, up, may be NULL. */
 int32_t pl_vector_once(const char *isa, const char *kernel, const float *a, const float *b, int64_t n, float parameter,
                        float *out, pl_error *err);
 
@@ -186,7 +188,7 @@ enum { PL_ROPE_NONE = 0, PL_ROPE_MAIN, PL_ROPE_LOCAL };
 
 /* What may differ from layer to layer. */
 typedef struct pl_layer_config {
-    int32_t window;  /* positions a token sees, its own among them; 0: all before it */
+    int32_t window;  /* positions a token sees, its own among them; 0: all. Not causal: window / 2 on either side */
     int32_t rope;    /* PL_ROPE_* */
     int32_t experts; /* 1: its feed-forward layer is a mixture of experts */
 } pl_layer_config;
@@ -241,7 +243,7 @@ enum {
     /* once */
     PL_SLOT_FINAL_NORM,        /* * (dim) */
     PL_SLOT_FINAL_NORM_BIAS,   /* * */
-    PL_SLOT_HEAD,              /* * (vocab, dim); absent: the embedding is tied */
+    PL_SLOT_HEAD,              /* * (vocab, dim); absent: the embedding is tied, or if not causal there are no logits */
     PL_SLOT_HEAD_BIAS,         /* * (vocab) */
     PL_SLOT_ROPE_FACTORS,      /* * (rope_dims / 2); absent: ones. The main rope's frequencies are divided by them */
     PL_SLOT_ROPE_FACTORS_LONG, /* (rope_dims / 2), where rope_original is set */
@@ -273,6 +275,10 @@ enum { PL_LONGEST_CONTEXT = 1048576 }; /* positions; RoPE's angles are exact up 
 int32_t pl_session_new(pl_model *model, int64_t context_length, pl_session **out, pl_error *err);
 void pl_session_free(pl_session *session);
 int64_t pl_session_position(const pl_session *session); /* tokens evaluated so far */
+/* Empties a session for a sequence that is going to be `length` long at least: which RoPE factors it uses depends on
+ * that (rope_original). What was evaluated with the others must be evaluated again from the start; pl_eval refuses to go
+ * on. */
+void pl_session_restart(pl_session *session, int64_t length);
 int32_t pl_session_truncate(pl_session *session, int64_t position, pl_error *err);
 int32_t pl_session_fork(const pl_session *session, pl_session **out, pl_error *err); /* shares pages, copies on write */
 /* KV of positions [0, position) as bytes, the same whatever pages they lie in; and back. */
@@ -285,8 +291,9 @@ typedef struct pl_run {
     pl_session *session;   /* each session at most once per call */
     const int32_t *tokens; /* (n) */
     int64_t n;
-    int32_t n_logits; /* logits wanted for the last n_logits tokens; 0 for none */
-    float *logits;    /* (n_logits, vocab) */
+    int32_t n_logits; /* answers wanted for the last n_logits tokens; 0 for none */
+    float *logits;    /* (n_logits, vocab), or NULL */
+    float *hidden;    /* (n_logits, dim) or NULL: what the head makes logits of, the normalised end of the stream */
 } pl_run;
 
 /* Asked between layers, at most every 20 ms, on the calling thread; nonzero stops the evaluation. */

@@ -161,11 +161,12 @@ def matmul_once(
     return y
 
 
-def vector_once(isa: str, kernel: str, a: np.ndarray, b: np.ndarray, parameter: float) -> np.ndarray:
+def vector_once(isa: str, kernel: str, a: np.ndarray, b: np.ndarray | None, parameter: float) -> np.ndarray:
     """One vector kernel of one level; a, b float32 (n), n a multiple of 16. Softmax returns (n + 2): sum, maximum."""
     err, out = _error(), np.empty(len(a) + 2, np.float32)
-    a, b = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
-    buffers = _floats(a), _floats(b)
+    a = np.ascontiguousarray(a, np.float32)
+    b = b if b is None else np.ascontiguousarray(b, np.float32)
+    buffers = _floats(a), ffi.NULL if b is None else _floats(b)
     check(lib.pl_vector_once(isa.encode(), kernel.encode(), *buffers, len(a), parameter, _floats(out), err), err)
     return out if kernel == "softmax" else out[: len(a)]
 
@@ -232,6 +233,7 @@ class NativeModel:
         self._pointer = ffi.gc(out[0], lib.pl_model_release)
         self.threads = threads
         self.vocab_size = config.vocab_size
+        self.dim = config.dim
 
     @property
     def pointer(self) -> Any:
@@ -289,6 +291,14 @@ class NativeModel:
         self._pointer = None  # not ffi.release(): another thread may be on its way into C with the same pointer
 
 
+def _room(rows: int, width: int) -> tuple[np.ndarray, Any]:
+    """A read-only float32 array (rows, width), and the buffer through which C fills it."""
+    array = np.empty((rows, width), np.float32)
+    buffer, view = _floats(array), array.view()
+    view.flags.writeable = False
+    return view, buffer
+
+
 class NativeSession:
     """A `pl_session`: one timeline, one thread at a time."""
 
@@ -300,10 +310,7 @@ class NativeSession:
 
     def _make_room(self, rows: int) -> None:
         """A buffer for `rows` rows of logits, and the read-only view of it that callers get."""
-        logits = np.empty((rows, self._model.vocab_size), np.float32)
-        self._run_logits = _floats(logits)
-        self._rows = logits.view()
-        self._rows.flags.writeable = False
+        self._rows, self._run_logits = _room(rows, self._model.vocab_size)
 
     @property
     def pointer(self) -> Any:
@@ -313,31 +320,43 @@ class NativeSession:
         return self._pointer
 
     def eval(
-        self, tokens: Sequence[int] | np.ndarray, n_logits: int = 1, poll: Callable[[], bool] | None = None
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        n_logits: int = 1,
+        poll: Callable[[], bool] | None = None,
+        *,
+        hidden: bool = False,
     ) -> np.ndarray:
         """One forward pass over all `tokens`; float32 (n_logits, vocab) for the last ones.
 
-        The result is a read-only view of the session's buffer, valid until its next `eval`. `poll` is asked between
-        layers, at most every 20 ms; where it says True, Interrupted is raised and the session has not moved.
+        With `hidden`, float32 (n_logits, dim) instead: what the head would have made logits of. The result is a
+        read-only view of the session's buffer, valid until its next `eval`; hidden states have an array of their own.
+        `poll` is asked between layers, at most every 20 ms; where it says True, Interrupted is raised and the session
+        has not moved.
         """
         ids = np.ascontiguousarray(tokens, np.int32)
-        if n_logits > len(self._rows):
+        if n_logits > len(self._rows) and not hidden:
             self._make_room(n_logits)
+        states, room = _room(n_logits, self._model.dim) if hidden else (self._rows, ffi.NULL)
         run, err, buffer = self._run, self._error, ffi.from_buffer("int32_t[]", ids)
         run.session, run.tokens, run.n = self.pointer, buffer, len(ids)
-        run.n_logits, run.logits = n_logits, self._run_logits
+        run.n_logits, run.logits, run.hidden = n_logits, ffi.NULL if hidden else self._run_logits, room
         asked = _Poll(poll) if poll else None
         handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
         status = lib.pl_eval(self._model.pointer, run, 1, self._model.threads, callback, handle, err)
         if asked and asked.raised is not None:
             raise asked.raised
         check(status, err)
-        return self._rows[:n_logits]
+        return states[:n_logits]
 
     @property
     def position(self) -> int:
         """Tokens evaluated so far."""
         return int(lib.pl_session_position(self.pointer))
+
+    def restart(self, length: int) -> None:
+        """Empty the session for a sequence of `length` tokens at least, which decides between RoPE's factors."""
+        lib.pl_session_restart(self.pointer, length)
 
     def truncate(self, position: int) -> None:
         """Go back to `position`, giving pages behind it back."""

@@ -30,6 +30,17 @@ void pl_session_free(pl_session *s) {
 
 int64_t pl_session_position(const pl_session *s) { return s->position; }
 
+void pl_session_restart(pl_session *s, int64_t length) {
+    s->position = 0;
+    s->expected = length;
+    pl_pages_truncate(s->model, &s->table, 0);
+}
+
+void pl_session_choose_rope(pl_session *s, int64_t n) {
+    int64_t length = s->expected > n ? s->expected : n, original = s->model->config.rope_original;
+    if (s->position == 0) s->long_rope = original > 0 && length > original;
+}
+
 int32_t pl_session_truncate(pl_session *s, int64_t position, pl_error *err) {
     if (position < 0 || position > s->position) {
         return pl_fail(err, PL_INVALID, "cannot truncate to position %lld: the session is at %lld", (long long)position,
@@ -45,6 +56,8 @@ int32_t pl_session_fork(const pl_session *from, pl_session **out, pl_error *err)
     int32_t status = pl_session_new(from->model, from->context_length, &to, err);
     if (status != PL_OK) return status;
     to->position = from->position;
+    to->expected = from->expected;
+    to->long_rope = from->long_rope;
     status = pl_pages_share(&from->table, &to->table, err);
     if (status != PL_OK) {
         pl_session_free(to);
@@ -94,6 +107,8 @@ int32_t pl_session_state_write(pl_session *s, const void *data, size_t nbytes, i
     }
     int32_t status = pl_pages_reserve(s->model, &s->table, 0, position, err);
     if (status != PL_OK) return status;
+    s->position = 0;
+    pl_session_choose_rope(s, position);
     size_t step = position_bytes(s->model) / sizeof(float);
     for (int64_t p = 0; p < position; p++) move_position(s, p, (float *)data + (size_t)p * step, 1);
     s->position = position;

@@ -9,8 +9,13 @@
 struct pl_session {
     pl_model *model; /* holds a reference */
     int64_t context_length, position;
+    int64_t expected;  /* length that its sequence is going to have; 0: unknown */
+    int32_t long_rope; /* its keys are rotated by the long factors */
     pl_page_table table;
     pl_scratch scratch; /* lent to a forward pass in which this session stands first */
 };
+
+/* Which RoPE factors an empty session that is about to evaluate n tokens uses from now on. */
+void pl_session_choose_rope(pl_session *session, int64_t n);
 
 #endif
