@@ -131,7 +131,7 @@ def converted(
     """Every tensor of the file, under GGUF's name."""
     stacks: dict[str, list[Array]] = {}
     for name, (shape, renamed) in tensors.items():
-        values = tinyfolder.weights(name, shape)
+        values = tinyfolder.weights(name, shape, tinyfolder.centre(config))
         expert = re.search(r"layers\.(\d+)\..*experts\.(\d+)\.(\w+)\.weight", name)
         if expert:
             kind = {"w1": "gate", "w3": "up", "w2": "down"}.get(expert[3], expert[3].removesuffix("_proj"))

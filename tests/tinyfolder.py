@@ -32,18 +32,24 @@ def integers(name: str, count: int) -> Array:
     return top
 
 
-def weights(name: str, shape: tuple[int, ...]) -> Array:
-    """float32 weights that bfloat16 can hold: vectors of norms around one, biases around zero, matrices of a gain."""
+def weights(name: str, shape: tuple[int, ...], centre: float = 1.0) -> Array:
+    """float32 weights that bfloat16 can hold: norms around a centre, biases around zero, matrices of a gain."""
     units = integers(name, math.prod(shape)).reshape(shape).astype(np.float32) / np.float32(128)
     if name.endswith("weight") and len(shape) == 1:
-        return np.round((1.0 + 0.5 * units) * 128).astype(np.float32) / np.float32(128)
+        return np.round((centre + 0.5 * units) * 128).astype(np.float32) / np.float32(128)
     if "bias" in name or len(shape) == 1:
         return units * np.float32(0.5)
     if any(part in name for part in ("embed_", "wte", "wpe", "word_emb")) and "embed_out" not in name:
-        return units * np.float32(0.5)
+        return units * np.float32(0.25)
     inputs = shape[0] if re.search(r"c_attn|c_proj|c_fc", name) else shape[-1]
-    gain = 6.0 if "lm_head" in name or "embed_out" in name else 3.0
-    return units * np.float32(2.0 ** round(math.log2(gain / math.sqrt(inputs))))
+    gain = 2.5 if "lm_head" in name or "embed_out" in name else 2.0
+    scaled = units * np.float32(gain / math.sqrt(inputs))
+    return (scaled.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def centre(config: Mapping[str, Any]) -> float:
+    """What norms' weights lie around: Gemma adds one."""
+    return 0.0 if config["model_type"].startswith("gemma") else 1.0
 
 
 def expand(table: Mapping[str, list[Any]]) -> dict[str, tuple[tuple[int, ...], str | None]]:
@@ -86,7 +92,8 @@ def write_folder(
     """A folder with a config and the weights that belong to the names, in so many files."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
-    tensors = {name: (dtype, shape, encode(dtype, weights(name, shape))) for name, shape in shapes.items()}
+    middle = centre(config)
+    tensors = {name: (dtype, shape, encode(dtype, weights(name, shape, middle))) for name, shape in shapes.items()}
     if files == 1:
         (path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
         return path
