@@ -83,7 +83,7 @@ PL_MATH float pl_tanhf(float x) {
     float p = fmaf(fmaf(-0.0061131753f, s, 0.0210100692f), s, -0.0538540669f);
     p = fmaf(fmaf(p, s, 0.133327946f), s, -0.333333284f);
     float tail = 1.0f - 2.0f / (pl_expf(2.0f * t) + 1.0f);
-    float y = pl_select(t < 0.625f, fmaf(x * s, p, x), pl_with_sign(tail, x));
+    float y = pl_with_sign(pl_select(t < 0.625f, fmaf(x * s, p, x), tail), x);
     return pl_select(x == x, y, x);
 }
 

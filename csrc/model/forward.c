@@ -229,7 +229,11 @@ void pl_transformer(void *argument, const pl_worker *w) {
     for (int64_t layer = 0; layer < p->config->n_layers; layer++) {
         const pl_layer *l = &p->model->layers[layer];
         attention_block(p, w, l, layer);
-        if (!p->config->parallel) join(p, w, &l->attention_post_norm, NULL);
+        if (p->config->parallel) {
+            pl_tokens_shared(w, p->n); /* wo has read what the next norm writes over */
+        } else {
+            join(p, w, &l->attention_post_norm, NULL);
+        }
         ask(p, w);
         feed_forward_block(p, w, l);
         join(p, w, &l->ffn_post_norm, l->config.experts ? l : NULL);
