@@ -95,8 +95,8 @@ def begin(checkpoint: Checkpoint, architecture: str) -> Draft:
     return draft
 
 
-def finish(draft: Draft) -> None:
-    """What a family decides first, and the refusal of what nobody read."""
+def finish(draft: Draft) -> Draft:
+    """The same draft with what depends on the family's switches; fields that nobody read are refused."""
     fields = draft.fields
     eps = "layer_norm_rms_epsilon" if draft.config.get("norm", "rms") == "rms" else "layer_norm_epsilon"
     draft.set(norm_eps=fields.number(f"attention.{eps}"))
@@ -105,10 +105,11 @@ def finish(draft: Draft) -> None:
             continue
         if name not in ASSUMED or fields.get(name) != ASSUMED[name]:
             raise fields.unsupported(name)
+    return draft
 
 
-def experts(draft: Draft) -> None:
-    """A mixture of experts in every layer: its sizes, and the tensors that hold all experts of a layer."""
+def experts(draft: Draft, layers: list[bool] | None = None) -> None:
+    """A mixture of experts in the layers that are marked, or in all, and its sizes."""
     fields = draft.fields
     draft.set(
         n_experts=fields.integer("expert_count"),
@@ -116,7 +117,7 @@ def experts(draft: Draft) -> None:
         expert_dim=fields.integer("expert_feed_forward_length", draft.config["hidden_dim"]),
         expert_renormalise=fields.flag("expert_weights_norm", draft.config.get("expert_renormalise", False)),
     )
-    draft.experts()
+    draft.experts(layers)
 
 
 def window(draft: Draft, layers: list[bool]) -> None:
