@@ -22,9 +22,20 @@ NORMAL = {Q2_K: 0.285, Q3_K: 0.165, IQ4_NL: 0.084, Q4_0: 0.098, Q4_1: 0.079, Q4_
 NORMAL |= {Q5_K: 0.039, Q6_K: 0.020, Q8_0: 0.0066, F16: 2.1e-4, BF16: 1.7e-3, F32: 1e-30}
 #: type -> CRC-32 of what test_the_same_bytes_on_every_machine makes.
 CHECKSUMS = {
-    Q2_K: 0xF0085C2D, Q3_K: 0x61238D30, IQ4_NL: 0x0861FD36, Q4_0: 0x120A6DD0, Q4_1: 0x971AC4F0, Q4_K: 0x2F7342B6,
-    Q5_0: 0xE67EF4C3, Q5_1: 0x47403034, Q5_K: 0xDFB0BCCD, Q6_K: 0x1F29543B, Q8_0: 0xC093DE78,
-    F16: 0x7CD8632B, BF16: 0x2EA7FEF4, F32: 0x747477D6,
+    Q2_K: 0xF0085C2D,
+    Q3_K: 0x61238D30,
+    IQ4_NL: 0x0861FD36,
+    Q4_0: 0x120A6DD0,
+    Q4_1: 0x971AC4F0,
+    Q4_K: 0x2F7342B6,
+    Q5_0: 0xE67EF4C3,
+    Q5_1: 0x47403034,
+    Q5_K: 0xDFB0BCCD,
+    Q6_K: 0x1F29543B,
+    Q8_0: 0xC093DE78,
+    F16: 0x7CD8632B,
+    BF16: 0x2EA7FEF4,
+    F32: 0x747477D6,
 }
 EVERY = pytest.mark.parametrize("type_id", NORMAL, ids=lambda t: TYPES[t][0])
 

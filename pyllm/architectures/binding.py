@@ -59,17 +59,17 @@ def slot_shape(slot: str, config: ModelConfig) -> tuple[int, int]:
     hidden, expert, shared = c.hidden_dim, c.expert_dim, c.shared_dim
     each = {"head": (c.head_dim, c.head_dim)}.get(c.qk_norm, (q, kv))
     shapes = {
-        "embedding": (c.vocab_size, dim), "head": (c.vocab_size, dim), "head_bias": (1, c.vocab_size),
-        "position_embedding": (c.context_length, dim), "rope_factors": (1, half), "rope_factors_long": (1, half),
-        "wq": (q, dim), "wk": (kv, dim), "wv": (kv, dim), "wo": (dim, q),
-        "bq": (1, q), "bk": (1, kv), "bv": (1, kv), "sinks": (1, c.n_heads),
-        "q_norm": (1, each[0]), "k_norm": (1, each[1]),
-        "gate": (hidden, dim), "up": (hidden, dim), "down": (dim, hidden),
-        "gate_bias": (1, hidden), "up_bias": (1, hidden),
-        "router": (c.n_experts, dim), "router_bias": (1, c.n_experts), "choice_bias": (1, c.n_experts),
-        "expert_gate": (expert, dim), "expert_up": (expert, dim), "expert_down": (dim, expert),
-        "expert_gate_bias": (1, expert), "expert_up_bias": (1, expert),
-        "shared_gate": (shared, dim), "shared_up": (shared, dim), "shared_down": (dim, shared),
+        **{"embedding": (c.vocab_size, dim), "head": (c.vocab_size, dim), "head_bias": (1, c.vocab_size)},
+        **{"position_embedding": (c.context_length, dim), "rope_factors": (1, half), "rope_factors_long": (1, half)},
+        **{"wq": (q, dim), "wk": (kv, dim), "wv": (kv, dim), "wo": (dim, q)},
+        **{"bq": (1, q), "bk": (1, kv), "bv": (1, kv), "sinks": (1, c.n_heads)},
+        **{"q_norm": (1, each[0]), "k_norm": (1, each[1])},
+        **{"gate": (hidden, dim), "up": (hidden, dim), "down": (dim, hidden)},
+        **{"gate_bias": (1, hidden), "up_bias": (1, hidden)},
+        **{"router": (c.n_experts, dim), "router_bias": (1, c.n_experts), "choice_bias": (1, c.n_experts)},
+        **{"expert_gate": (expert, dim), "expert_up": (expert, dim), "expert_down": (dim, expert)},
+        **{"expert_gate_bias": (1, expert), "expert_up_bias": (1, expert)},
+        **{"shared_gate": (shared, dim), "shared_up": (shared, dim), "shared_down": (dim, shared)},
     }
     return shapes.get(slot, (1, dim))
 
@@ -112,7 +112,7 @@ def _layers(config: ModelConfig, slot: str) -> Iterator[int]:
         yield 0
         return
     for layer in range(config.n_layers):
-        if (slot not in SPARSE and slot not in DENSE) or config.layer(layer).experts == (slot in SPARSE):
+        if slot not in SPARSE and slot not in DENSE or config.layer(layer).experts == (slot in SPARSE):
             yield layer
 
 

@@ -14,30 +14,30 @@ from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats.checkpoint import Checkpoint
 
 _LAYER = {
-    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+    **{"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+    **{"wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj"},
+    **{"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
+    **{"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"},
     **{f"expert_{name}": f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")},
     **{f"shared_{name}": f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")},
-    "router": "mlp.gate", "shared_router": "mlp.shared_expert_gate",
+    **{"router": "mlp.gate", "shared_router": "mlp.shared_expert_gate"},
 }
 _BIAS = {
-    "attention_norm_bias": "attention_norm", "ffn_norm_bias": "ffn_norm",
-    "bq": "wq", "bk": "wk", "bv": "wv", "bo": "wo",
-    "gate_bias": "gate", "up_bias": "up", "down_bias": "down", "router_bias": "router",
+    **{"attention_norm_bias": "attention_norm", "ffn_norm_bias": "ffn_norm"},
+    **{"bq": "wq", "bk": "wk", "bv": "wv", "bo": "wo"},
+    **{"gate_bias": "gate", "up_bias": "up", "down_bias": "down", "router_bias": "router"},
 }
 
 #: Slots to the names of Llama and all that came after it.
 NAMES = {
-    "embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "head_bias": "lm_head.bias",
-    "final_norm": "model.norm.weight", "final_norm_bias": "model.norm.bias",
+    **{"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "head_bias": "lm_head.bias"},
+    **{"final_norm": "model.norm.weight", "final_norm_bias": "model.norm.bias"},
     **{slot: f"model.layers.{{layer}}.{name}.weight" for slot, name in _LAYER.items()},
     **{slot: f"model.layers.{{layer}}.{_LAYER[of]}.bias" for slot, of in _BIAS.items()},
 }
 
 ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu_squared",
+    **{"silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu_squared"},
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
 }
 

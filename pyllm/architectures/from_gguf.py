@@ -9,27 +9,27 @@ from pyllm.errors import ModelFormatError
 from pyllm.formats.checkpoint import Checkpoint
 
 _LAYER = {
-    "attention_norm": "attn_norm", "ffn_norm": "ffn_norm",
-    "attention_post_norm": "post_attention_norm", "ffn_post_norm": "post_ffw_norm",
-    "wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output",
-    "q_norm": "attn_q_norm", "k_norm": "attn_k_norm", "sinks": "attn_sinks",
-    "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down",
-    "router": "ffn_gate_inp", "shared_router": "ffn_gate_inp_shexp",
-    "shared_gate": "ffn_gate_shexp", "shared_up": "ffn_up_shexp", "shared_down": "ffn_down_shexp",
+    **{"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"},
+    **{"attention_post_norm": "post_attention_norm", "ffn_post_norm": "post_ffw_norm"},
+    **{"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output"},
+    **{"q_norm": "attn_q_norm", "k_norm": "attn_k_norm", "sinks": "attn_sinks"},
+    **{"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"},
+    **{"router": "ffn_gate_inp", "shared_router": "ffn_gate_inp_shexp"},
+    **{"shared_gate": "ffn_gate_shexp", "shared_up": "ffn_up_shexp", "shared_down": "ffn_down_shexp"},
 }
 _BIAS = {
-    "attention_norm_bias": "attn_norm", "ffn_norm_bias": "ffn_norm",
-    "bq": "attn_q", "bk": "attn_k", "bv": "attn_v", "bo": "attn_output",
-    "gate_bias": "ffn_gate", "up_bias": "ffn_up", "down_bias": "ffn_down",
-    "router_bias": "ffn_gate_inp", "choice_bias": "exp_probs_b",
+    **{"attention_norm_bias": "attn_norm", "ffn_norm_bias": "ffn_norm"},
+    **{"bq": "attn_q", "bk": "attn_k", "bv": "attn_v", "bo": "attn_output"},
+    **{"gate_bias": "ffn_gate", "up_bias": "ffn_up", "down_bias": "ffn_down"},
+    **{"router_bias": "ffn_gate_inp", "choice_bias": "exp_probs_b"},
 }
 
 #: Slots to llama.cpp's names.
 NAMES = {
-    "embedding": "token_embd.weight", "position_embedding": "position_embd.weight",
-    "final_norm": "output_norm.weight", "final_norm_bias": "output_norm.bias",
-    "head": "output.weight", "head_bias": "output.bias",
-    "rope_factors": "rope_freqs.weight", "rope_factors_long": "rope_factors_long.weight",
+    **{"embedding": "token_embd.weight", "position_embedding": "position_embd.weight"},
+    **{"final_norm": "output_norm.weight", "final_norm_bias": "output_norm.bias"},
+    **{"head": "output.weight", "head_bias": "output.bias"},
+    **{"rope_factors": "rope_freqs.weight", "rope_factors_long": "rope_factors_long.weight"},
     **{slot: f"blk.{{layer}}.{name}.weight" for slot, name in _LAYER.items()},
     **{slot: f"blk.{{layer}}.{name}.bias" for slot, name in _BIAS.items()},
 }
