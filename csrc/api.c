@@ -140,7 +140,7 @@ double pl_log_probability(const float *logits, int64_t vocab, int32_t token) {
     return pl_log_softmax_at(pl_kernels_current(), logits, vocab, token);
 }
 
-/* ---- memory bandwidth ------------------------------------------------------------------------------------------- */
+/* ---- the machine's own speed ------------------------------------------------------------------------------------ */
 
 typedef struct reading {
     const uint64_t *words;
@@ -173,6 +173,27 @@ double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32
     return best;
 }
 
+typedef struct meeting {
+    int32_t crossings;
+    double seconds; /* out: of one; stays 0 where the region has one thread */
+} meeting;
+
+static void meet(void *argument, const pl_worker *worker) {
+    meeting *m = argument;
+    if (worker->count == 1) return;
+    pl_barrier_wait(worker);
+    double start = pl_seconds();
+    for (int32_t i = 0; i < m->crossings; i++) pl_barrier_wait(worker);
+    if (worker->index == 0) m->seconds = (pl_seconds() - start) / m->crossings;
+}
+
+double pl_barrier_seconds(int32_t threads, int32_t crossings) {
+    if (threads < 1 || threads > MOST_THREADS || crossings < 1) return 0;
+    meeting m = {.crossings = crossings};
+    pl_parallel(threads, meet, &m);
+    return m.seconds;
+}
+
 /* ---- evaluation ------------------------------------------------------------------------------------------------- */
 
 static int32_t check_run(const pl_model *model, const pl_run *run, pl_error *err) {
@@ -181,6 +202,14 @@ static int32_t check_run(const pl_model *model, const pl_run *run, pl_error *err
     if (run->n < 1 || run->tokens == NULL) return pl_fail(err, PL_INVALID, "there are no tokens to evaluate");
     if (run->n_logits < 0 || run->n_logits > run->n || (run->n_logits > 0 && run->logits == NULL)) {
         return pl_fail(err, PL_INVALID, "%d logits of %lld tokens", run->n_logits, (long long)run->n);
+    }
+    if (run->n_hidden < 0 || (run->n_hidden > 0 && (run->hidden_layers == NULL || run->hidden == NULL))) {
+        return pl_fail(err, PL_INVALID, "the residual stream after %d layers", run->n_hidden);
+    }
+    for (int32_t j = 0; j < run->n_hidden; j++) {
+        if (run->hidden_layers[j] >= 0 && run->hidden_layers[j] <= model->config.n_layers) continue;
+        return pl_fail(err, PL_INVALID, "layer %d is out of range: the model has 0 (the embedding) to %d",
+                       run->hidden_layers[j], model->config.n_layers);
     }
     if (run->n > s->context_length - s->position) {
         return pl_fail(err, PL_CONTEXT, "%lld tokens at position %lld exceed the context of %lld", (long long)run->n,

@@ -40,6 +40,10 @@ void pl_insist_on_threads(int32_t on);
 /* Reads nbytes at data with `threads` threads; the best of `repeats` rates, in bytes per second. */
 double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32_t repeats);
 
+/* Seconds that `threads` threads take for one barrier, over `crossings` of them in a row: it tells whether the cores
+ * they run on share a cache. 0 where there was only one thread to be had. */
+double pl_barrier_seconds(int32_t threads, int32_t crossings);
+
 /* ---- weight types ---------------------------------------------------------------------------------------------- */
 
 /* One row of the table of weight types. Ids are GGUF's; those of PL_TYPE_PRIVATE and above are pyllm's own. */
@@ -283,13 +287,20 @@ size_t pl_session_state_bytes(const pl_session *session);
 int32_t pl_session_state_read(const pl_session *session, void *out, size_t nbytes, pl_error *err);
 int32_t pl_session_state_write(pl_session *session, const void *data, size_t nbytes, int64_t position, pl_error *err);
 
+/* Keys (rotated) and values of one layer as fp32, each (n_kv_heads, position, head_dim). The dimensions of a key that
+ * rotate together are i and i + rope_dims / 2, whatever the file's order. */
+int32_t pl_session_kv_read(const pl_session *session, int32_t layer, float *keys, float *values, pl_error *err);
+
 /* One sequence's share of a forward pass. */
 typedef struct pl_run {
     pl_session *session;   /* each session at most once per call */
     const int32_t *tokens; /* (n) */
     int64_t n;
-    int32_t n_logits; /* logits wanted for the last n_logits tokens; 0 for none */
-    float *logits;    /* (n_logits, vocab) */
+    int32_t n_logits;             /* logits wanted for the last n_logits tokens; 0 for none */
+    float *logits;                /* (n_logits, vocab) */
+    const int32_t *hidden_layers; /* (n_hidden), each in [0, n_layers] */
+    int32_t n_hidden;             /* 0 for none */
+    float *hidden;                /* (n_hidden, n, dim): the residual stream after so many layers; 0 is the embedding */
 } pl_run;
 
 /* Asked between layers, at most every 20 ms, on the calling thread; nonzero stops the evaluation. */
@@ -315,11 +326,12 @@ typedef struct pl_sampling {
 } pl_sampling;
 
 /* Draws one token id. logits (vocab) is not changed. history (n_history): ids the penalties look at; bias_ids and
- * bias (n_bias) are added to the logits first. *rng is llama2.c's xorshift64* state and moves by one draw where one
- * is drawn. work (2 * vocab) floats of scratch. */
+ * bias (n_bias) are added to the logits first. allowed (vocab bits, id i at bit i % 8 of byte i / 8): what may be
+ * drawn; NULL: everything. *rng is llama2.c's xorshift64* state and moves by one draw where one is drawn. work
+ * (2 * vocab) floats of scratch. */
 int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
                   const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
-                  float *work, int32_t *token, pl_error *err);
+                  const uint8_t *allowed, float *work, int32_t *token, pl_error *err);
 
 /* ---- words: where text is cut before pieces are merged ------------------------------------------------------------ */
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from pyllm.errors import (
     ClosedError,
     ContextLengthError,
+    GrammarError,
+    MissingLibraryError,
     ModelFormatError,
     ModelUnavailableError,
     OutOfMemoryError,
@@ -26,6 +28,7 @@ from pyllm.errors import (
 if TYPE_CHECKING:
     from pyllm.config import ModelConfig
     from pyllm.generation import Chunk, Generation, Stats
+    from pyllm.grammar import Grammar
     from pyllm.model import Model, Score, load
     from pyllm.quantizing import Quantized, quantize
     from pyllm.sampling import Sampler
@@ -39,6 +42,9 @@ __all__ = [
     "ClosedError",
     "ContextLengthError",
     "Generation",
+    "Grammar",
+    "GrammarError",
+    "MissingLibraryError",
     "Model",
     "ModelConfig",
     "ModelFormatError",
@@ -64,6 +70,7 @@ __all__ = [
 _HOMES = {
     "Chunk": "generation",
     "Generation": "generation",
+    "Grammar": "grammar",
     "Model": "model",
     "ModelConfig": "config",
     "Quantized": "quantizing",

@@ -96,6 +96,11 @@ def read_bandwidth(data: np.ndarray, threads: int, repeats: int) -> float:
     return float(lib.pl_read_bandwidth(ffi.from_buffer(data), data.nbytes, threads, repeats))
 
 
+def barrier_seconds(threads: int, crossings: int) -> float:
+    """Seconds of one barrier among `threads` threads, over `crossings` in a row; 0 where only one was to be had."""
+    return float(lib.pl_barrier_seconds(threads, crossings))
+
+
 # ---- weight types and single kernels ---------------------------------------------------------------------------------
 
 
@@ -231,7 +236,8 @@ class NativeModel:
         check(lib.pl_model_new(native, layers, out, err), err)
         self._pointer = ffi.gc(out[0], lib.pl_model_release)
         self.threads = threads
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.dim = config.vocab_size, config.dim
+        self.n_kv_heads, self.head_dim = config.n_kv_heads, config.head_dim
 
     @property
     def pointer(self) -> Any:
@@ -334,6 +340,26 @@ class NativeSession:
         check(status, err)
         return self._rows[:n_logits]
 
+    def eval_hidden(
+        self, tokens: Sequence[int] | np.ndarray, layers: Sequence[int], poll: Callable[[], bool] | None = None
+    ) -> np.ndarray:
+        """One forward pass over all `tokens`; the residual stream after so many layers, float32 (layers, n, dim)."""
+        out = np.empty((len(layers), len(tokens), self._model.dim), np.float32)
+        wanted = ffi.new("int32_t[]", layers)
+        self._run.hidden_layers, self._run.n_hidden, self._run.hidden = wanted, len(layers), _floats(out)
+        try:
+            self.eval(tokens, n_logits=0, poll=poll)
+        finally:
+            self._run.n_hidden = 0
+        return out
+
+    def kv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of one layer's keys and values, each float32 (KV heads, position, head_dim)."""
+        err, shape = _error(), (self._model.n_kv_heads, self.position, self._model.head_dim)
+        keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        check(lib.pl_session_kv_read(self.pointer, layer, _floats(keys), _floats(values), err), err)
+        return keys, values
+
     @property
     def position(self) -> int:
         """Tokens evaluated so far."""
@@ -396,8 +422,15 @@ class NativeSampler:
         self._token, self._state, self._error = ffi.new("int32_t *"), ffi.new("uint64_t *"), _error()
         self._work = ffi.new("float[]", 0)
 
-    def draw(self, logits: np.ndarray, history: Sequence[int], rng_state: int) -> tuple[int, int]:
-        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time."""
+    def draw(
+        self, logits: np.ndarray, history: Sequence[int], rng_state: int, allowed: bytes | None = None
+    ) -> tuple[int, int]:
+        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time.
+
+        `allowed`: a bit for each id, from the lowest of the first byte on.
+        """
+        if allowed is not None and 8 * len(allowed) < len(logits):
+            raise ValueError(f"{8 * len(allowed)} bits do not say which of {len(logits)} tokens are allowed")
         logits, past = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(history, np.int32)
         if len(self._work) < 2 * len(logits):
             self._work = ffi.new("float[]", 2 * len(logits))
@@ -410,6 +443,7 @@ class NativeSampler:
             ffi.from_buffer("int32_t[]", past),
             len(past),
             *self._biases,
+            ffi.NULL if allowed is None else ffi.from_buffer("uint8_t[]", allowed),
             self._work,
             self._token,
             self._error,

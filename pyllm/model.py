@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
+    from pyllm.grammar import Grammar
+    from pyllm.hooks import LogitsProcessor
 
 __all__ = ["Model", "Score", "Session", "load"]
 
@@ -245,17 +247,24 @@ class Model:
         logprobs: bool = False,
         timeout: float | None = None,
         context_length: int | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
     ) -> Generation:
         """Continue `prompt`, a text or token ids. Lazy: nothing is computed before the result is read.
 
         `max_tokens`: None means until the context is full. `sampler`: None means the model's own defaults. `stop`: a
         string or several that end the text and are not part of it. `seed`: instead of the sampler's. `logprobs`: fill
         in `Chunk.logprob`. `timeout`: seconds after which it ends as "cancelled". An empty prompt begins a new text.
+        `logits_processor`: a function or several, called in order before the sampler sees the logits of each token,
+        with the ids of the text so far (a tuple, prompt included) and the logits: a writable float32 array (vocab,)
+        that is valid during the call. It may change them in place or return others of the same shape; -inf bans a
+        token. Log-probabilities stay the model's own. What it raises ends the generation as "cancelled".
+        `grammar`: keep to a `Grammar`, a JSON Schema or a pydantic model class; see `Grammar`.
 
         Raises `ContextLengthError` for a prompt longer than the context, `TokenizerError` for text without a
         tokenizer, and `ValueError` for ids outside the vocabulary; all before anything is computed.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar)
         return self._generate(self.encode_prompt(prompt), context_length, options)
 
     def chat(
@@ -270,6 +279,8 @@ class Model:
         logprobs: bool = False,
         timeout: float | None = None,
         context_length: int | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
     ) -> Generation:
         """Answer a conversation: mappings with "role" and "content", through the model's own chat template.
 
@@ -279,7 +290,7 @@ class Model:
         from pyllm.tokenizers.chat import encode_chat  # here: templates need jinja2, which is slow to import
 
         self.check_open()
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar)
         ids = encode_chat(self._need_tokenizer(), messages, tools=tools, add_generation_prompt=True)
         return self._generate(ids, context_length, options)
 

@@ -90,14 +90,32 @@ def attend(q: Array, k: Array, v: Array) -> Array:
     return out
 
 
+class Trace(NamedTuple):
+    """What `forward` saw on its way: the residual stream before, between and after layers; each layer's keys, values.
+
+    Each hidden state is (n, dim), keys (rotated) and values (n, kv_heads, head_dim).
+    """
+
+    hidden: list[Array]
+    keys: list[Array]
+    values: list[Array]
+
+
 def forward(
-    config: ModelConfig, weights: Weights, tokens: list[int], *, planes: int | None = None, kv_half: bool = False
+    config: ModelConfig,
+    weights: Weights,
+    tokens: list[int],
+    *,
+    planes: int | None = None,
+    kv_half: bool = False,
+    trace: Trace | None = None,
 ) -> Array:
     """Logits after each of `tokens`, (n, vocab) float64.
 
     `planes`: round activations as the engine does in that precision; the head's always in two. `kv_half`: keep keys
-    and values in half precision.
+    and values in half precision. `trace`: filled in.
     """
+    trace = trace or Trace([], [], [])
     hd, ones = config.head_dim, Matrix(np.ones((1, config.rope_dims // 2)), False)
     factors = weights.get(("rope_factors", 0), ones).values[0]
     x = weights["embedding", 0].values[tokens]
@@ -106,14 +124,18 @@ def forward(
         def at(slot: str, layer: int = layer) -> Matrix:
             return weights[slot, layer]
 
+        trace.hidden.append(x)
         h = rms_norm(x, at("attention_norm"), config.norm_eps)
         q, k, v = (at(slot).apply(h, planes).reshape(len(x), -1, hd) for slot in ("wq", "wk", "wv"))
         q, k = rotate(q, config, factors), rotate(k, config, factors)
         if kv_half:
             k, v = k.astype(np.float16).astype(np.float64), v.astype(np.float16).astype(np.float64)
+        trace.keys.append(k)
+        trace.values.append(v)
         x = x + at("wo").apply(attend(q, k, v), planes)
         h = rms_norm(x, at("ffn_norm"), config.norm_eps)
         gate, up = at("gate").apply(h, planes), at("up").apply(h, planes)
         x = x + at("down").apply(gate / (1 + np.exp(-gate)) * up, planes)
+    trace.hidden.append(x)
     head = weights.get(("head", 0), weights["embedding", 0])
     return head.apply(rms_norm(x, weights["final_norm", 0], config.norm_eps), 2 if planes else None)

@@ -30,11 +30,14 @@ PY_MAY_IMPORT = {
     "tokenizers": {"errors", "config", "machine", "formats", "_core"},
     "sampling": {"errors", "_core"},
     "generation": {"errors", "machine"},
+    "hooks": set(),
+    "grammar": {"errors"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
-PY_TYPES_ONLY = {"session": {"model"}}  # under TYPE_CHECKING: a name in an annotation, no import when running
+# under TYPE_CHECKING: a name in an annotation, no import when running
+PY_TYPES_ONLY = {"session": {"model"}, "hooks": {"generation"}, "grammar": {"generation", "sampling", "tokenizers"}}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,
@@ -43,7 +46,10 @@ PY_MAY_IMPORT |= {
     "quantizing": PY_FACADE | {"model", "loading"},
     "__init__": PY_FACADE | {"session", "model", "quantizing"},
     "perplexity": FOUNDATION | {"model"},
-    "bench": FOUNDATION | {"_core", "model"},
+    "probes": {"_core"},
+    "peers": {"__init__"},
+    "comparing": FOUNDATION | {"peers", "probes"},
+    "bench": FOUNDATION | {"_core", "model", "comparing", "peers", "probes"},
     "cli": PY_FACADE | {"__init__", "session", "model", "quantizing", "perplexity", "bench"},
     "__main__": {"cli"},
 }

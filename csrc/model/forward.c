@@ -320,6 +320,24 @@ static void head(const pass *p, const pl_worker *w) {
     pl_matmul(p->kernels, w, matrix, &x, p->n_logits, &(pl_output){.columns = p->logits});
 }
 
+/* The residual stream as it is after `depth` layers, for the runs that want it. It only reads x, which nobody writes
+ * before the next barrier. */
+static void keep(const pass *p, const pl_worker *w, int64_t depth) {
+    int64_t i = 0, dim = p->config->dim;
+    for (int32_t r = 0; r < p->n_runs; i += p->runs[r].n, r++) {
+        const pl_run *run = &p->runs[r];
+        int64_t begin, end;
+        pl_share(w, run->n, 1, &begin, &end);
+        for (int64_t j = 0; j < run->n_hidden; j++) {
+            if (run->hidden_layers[j] != depth) continue;
+            for (int64_t t = begin; t < end; t++) {
+                const float *x = p->scratch->x + (i + t) * pl_pad(dim);
+                memcpy(run->hidden + (j * run->n + t) * dim, x, (size_t)dim * sizeof *x);
+            }
+        }
+    }
+}
+
 /* Thread 0 asks whether to go on; the next barrier tells the others. */
 static void ask(pass *p, const pl_worker *w) {
     if (w->index != 0 || p->poll == NULL) return;
@@ -332,11 +350,13 @@ static void ask(pass *p, const pl_worker *w) {
 static void transformer(void *argument, const pl_worker *w) {
     pass *p = argument;
     embed(p, w);
+    keep(p, w, 0);
     for (int64_t layer = 0; layer < p->config->n_layers; layer++) {
         const pl_layer *l = &p->model->layers[layer];
         attention_block(p, w, l, layer);
         ask(p, w);
         feed_forward_block(p, w, l);
+        keep(p, w, layer + 1);
         if (p->stop) return;
     }
     head(p, w);

@@ -99,3 +99,18 @@ int32_t pl_session_state_write(pl_session *s, const void *data, size_t nbytes, i
     s->position = position;
     return PL_OK;
 }
+
+int32_t pl_session_kv_read(const pl_session *s, int32_t layer, float *keys, float *values, pl_error *err) {
+    const pl_kv_layout *kv = &s->model->kv;
+    if (layer < 0 || layer >= s->model->config.n_layers) {
+        return pl_fail(err, PL_INVALID, "layer %d is out of range: the model has 0 to %d", layer,
+                       s->model->config.n_layers - 1);
+    }
+    for (int64_t head = 0; head < kv->n_kv_heads; head++) {
+        for (int64_t p = 0; p < s->position; p++, keys += kv->head_dim, values += kv->head_dim) {
+            const uint8_t *unit = s->table.pages[p / PL_PAGE] + pl_kv_unit(kv, layer, head);
+            pl_kv_load(kv, unit, p % PL_PAGE, keys, values);
+        }
+    }
+    return PL_OK;
+}

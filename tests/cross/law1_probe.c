@@ -428,7 +428,7 @@ static uint64_t hash_model(pl_model *model, uint64_t hash) {
     hash = eval(model, session, tokens, PROMPT, logits, hash);
     const float *last = logits + (PROMPT - 1) * VOCAB;
     for (int32_t n = PROMPT; n < PROMPT + DECODED; n++, last = logits) {
-        must(pl_sample(&sampling, &rng, last, VOCAB, tokens, n, NULL, NULL, 0, work, &tokens[n], &error));
+        must(pl_sample(&sampling, &rng, last, VOCAB, tokens, n, NULL, NULL, 0, NULL, work, &tokens[n], &error));
         hash = eval(model, session, tokens + n, 1, logits, hash);
     }
     pl_session_free(session);

@@ -45,6 +45,26 @@ assert_type(sampler(np.zeros(4, np.float32)), int)
 generation: pyllm.Generation = model.generate("Once", max_tokens=8, sampler=sampler, stop="\n", seed=3, logprobs=True)
 generation = model.generate([1, 2, 3], max_tokens=None, stop=["a", "b"], timeout=1.5, context_length=100)
 generation = model.chat([{"role": "user", "content": "Hi"}], tools=[{"type": "function"}], max_tokens=4)
+grammar = pyllm.Grammar.json_schema({"type": "object"}, whitespace=True)
+assert_type(grammar, pyllm.Grammar)
+assert_type(pyllm.Grammar.regex("[0-9]+"), pyllm.Grammar)
+assert_type(pyllm.Grammar.lark('start: "a"'), pyllm.Grammar)
+generation = model.generate("Once", grammar=grammar)
+generation = model.generate("Once", grammar={"type": "object"})
+
+
+def ban(tokens: tuple[int, ...], logits: npt.NDArray[np.float32]) -> None:
+    """What `logits_processor=` takes; it may also return logits."""
+    logits[tokens[-1]] = -np.inf
+
+
+def scale(tokens: tuple[int, ...], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """See `ban`."""
+    return logits * np.float32(2)
+
+
+generation = model.generate("Once", logits_processor=ban)
+generation = model.generate("Once", logits_processor=[ban, scale])
 messages: list[Mapping[str, str]] = [{"role": "user", "content": "Hi"}]
 generation = model.chat(messages)
 
@@ -82,6 +102,9 @@ with model.session(context_length=128) as session:
     assert_type(session.position, int)
     session.truncate(1)
     assert_type(session.fork(), pyllm.Session)
+    assert_type(session.hidden_states([1, 2], layers=[0, -1]), npt.NDArray[np.float32])
+    assert_type(session.keys(0), npt.NDArray[np.float32])
+    assert_type(session.values(0), npt.NDArray[np.float32])
     session.save("session.bin")
     assert_type(session.generate(max_tokens=3), pyllm.Generation)
 assert_type(model.restore(Path("session.bin")), pyllm.Session)
