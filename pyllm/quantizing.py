@@ -159,7 +159,9 @@ def _described(checkpoint: Checkpoint, tokenizer: GivenTokenizer) -> Contents:
     plan = to_gguf.plan(checkpoint, config, architectures.bindings(checkpoint, config))
     metadata = {"general.name": checkpoint.path.stem, **plan.metadata}
     vocabulary = _tokenizer(checkpoint, tokenizer)
-    if vocabulary is not None:
+    if vocabulary is None:
+        metadata["tokenizer.ggml.model"] = "no_vocab"
+    else:
         source = str(checkpoint.path)
 
         def read_back(fields: Mapping[str, Any]) -> Tokenizer | None:

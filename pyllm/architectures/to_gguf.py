@@ -6,7 +6,7 @@ What is written is read back before a byte of it reaches a file: a model that wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -40,13 +40,13 @@ ROTATED = frozenset(("wq", "wk", "bq", "bk"))
 class Target:
     """An architecture of llama.cpp's, and where it differs from what is usual.
 
-    `fused`: tensors that hold the rows of several slots, one behind the other. `names`: slots under other names.
-    `fields`: what else its metadata says of a config.
+    `fused`: tensors that hold the rows of several slots, one behind the other. `names`: slots under other names, of a
+    model that has these slots. `fields`: what else its metadata says of a config.
     """
 
     architecture: str
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Callable[[Collection[str]], Mapping[str, str]] = lambda slots: {}
     fields: Callable[[ModelConfig], Mapping[str, Value]] = lambda config: {}
 
 
@@ -71,29 +71,55 @@ def _parallel(config: ModelConfig) -> Mapping[str, Value]:
     return {"use_parallel_residual": config.parallel}
 
 
+def _mixed_layers(config: ModelConfig) -> Mapping[str, Value]:
+    """Dense layers first, and how many experts the shared one stands for."""
+    sparse = [i for i in range(config.n_layers) if config.layer(i).experts]
+    step = sparse[1] - sparse[0] if len(sparse) > 1 else 1
+    out = {"leading_dense_block_count": sparse[0] + 1 - step, "interleave_moe_layer_step": step}
+    return out | {"expert_shared_count": config.shared_dim // config.expert_dim}
+
+
+def _second_norm(slots: Collection[str]) -> Mapping[str, str]:
+    """Falcon's attention has a norm of its own in models with two."""
+    if "ffn_norm" not in slots:
+        return {}
+    names = {"attention_norm": "attn_norm_2.weight", "attention_norm_bias": "attn_norm_2.bias"}
+    names |= {"ffn_norm": "attn_norm.weight", "ffn_norm_bias": "attn_norm.bias"}
+    return {slot: f"blk.{{layer}}.{name}" for slot, name in names.items()}
+
+
+def _post_attention(slots: Collection[str]) -> Mapping[str, str]:
+    return {"ffn_norm": "blk.{layer}.post_attention_norm.weight"}
+
+
+def _short_factors(slots: Collection[str]) -> Mapping[str, str]:
+    return {"rope_factors": "rope_factors_short.weight"}
+
+
 #: By the architecture of a described model: a llama2.c file's, or the model_type of a folder.
 TARGETS = {
     "llama2c": Target("llama"),
     **dict.fromkeys(("llama", "mistral", "ministral", "mixtral"), Target("llama")),
     **{name: Target(name) for name in ("arcee", "gemma", "gemma2", "exaone4", "olmo2", "olmoe", "qwen2", "qwen3")},
-    **{name: Target(name) for name in ("seed_oss", "smollm3", "stablelm", "starcoder2")},
+    **{name: Target(name) for name in ("smollm3", "stablelm", "starcoder2")},
     "cohere": Target("command-r", fields=_logit_scale),
     "cohere2": Target("cohere2", fields=_logit_scale),
     "ernie4_5": Target("ernie4_5"),
-    "ernie4_5_moe": Target("ernie4_5-moe"),
-    "falcon": Target("falcon", fused=QKV),
+    "ernie4_5_moe": Target("ernie4_5-moe", fields=_mixed_layers),
+    "falcon": Target("falcon", fused=QKV, names=_second_norm),
     "gemma3_text": Target("gemma3", fields=_local_base),
     "glm": Target("chatglm", fused=GATE_UP),
     "glm4": Target("glm4", fused=GATE_UP),
     "gpt2": Target("gpt2", fused=QKV),
     "gpt_neox": Target("gptneox", fused=QKV, fields=_parallel),
-    "gpt_oss": Target("gpt-oss"),
+    "gpt_oss": Target("gpt-oss", names=_post_attention),
     "granite": Target("granite", fields=_multipliers),
     "granitemoe": Target("granitemoe", fields=_multipliers),
     "phi": Target("phi2"),
-    "phi3": Target("phi3", fused={**QKV, **GATE_UP}, names={"rope_factors": "rope_factors_short.weight"}),
+    "phi3": Target("phi3", fused={**QKV, **GATE_UP}, names=_short_factors),
     "qwen2_moe": Target("qwen2moe"),
     "qwen3_moe": Target("qwen3moe"),
+    "seed_oss": Target("seed_oss", names=_post_attention),
 }
 
 
@@ -186,17 +212,15 @@ def _rope_fields(
     checkpoint: Checkpoint, c: ModelConfig, bindings: Sequence[Binding]
 ) -> tuple[dict[str, Value], bool]:
     """What the metadata says of scaled RoPE; and whether its factors are tensors, too."""
-    inline = [b for b in bindings if b.slot == "rope_factors" and b.tensor.inline is not None]
     if c.rope_original:
         return {"rope.scaling.original_context_length": c.rope_original, "rope.scaling.attn_factor": c.rope_scale}, True
     section = Fields(checkpoint.path, checkpoint.metadata, label="config.json's ")
     parameters = section.section("rope_parameters") if section.has("rope_parameters") else section.section("rope_scaling")
-    kind = parameters.get("rope_type") or parameters.get("type")
-    if kind == "yarn":
+    if (parameters.get("rope_type") or parameters.get("type")) == "yarn":
         return _yarn_fields(c, section, parameters), False
-    if inline and kind == "linear":
-        factor = float(np.frombuffer(inline[0].tensor.inline or b"", "<f4")[0])
-        return {"rope.scaling.type": "linear", "rope.scaling.factor": factor}, False
+    factors = [np.frombuffer(b.tensor.inline, "<f4") for b in bindings if b.slot == "rope_factors" and b.tensor.inline]
+    if factors and (factors[0] == factors[0][0]).all():
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": float(factors[0][0])}, False
     return {}, True
 
 
@@ -225,9 +249,10 @@ def _yarn_fields(c: ModelConfig, config: Fields, parameters: Fields) -> dict[str
 def _tensors(target: Target, config: ModelConfig, bindings: Sequence[Binding]) -> list[Planned]:
     places: dict[tuple[int, int], list[Binding]] = {}
     fused = {slot: (name, slots) for name, slots in target.fused.items() for slot in slots}
+    usual = {**NAMES, **target.names({b.slot for b in bindings})}
     names: dict[tuple[int, int], str] = {}
     for b in bindings:
-        name, slots = fused.get(b.slot, ({**NAMES, **target.names}[b.slot], (b.slot,)))
+        name, slots = fused.get(b.slot) or (usual[b.slot], (b.slot,))
         key = (b.layer, SLOTS.index(slots[0]))
         places.setdefault(key, []).append(b)
         names[key] = name.format(layer=b.layer)
