@@ -52,9 +52,12 @@ def stored(checkpoint: Checkpoint, b: Binding) -> tuple[int, Any]:
     Takes no more memory than the slot's own bytes; none where they lie in the file as they are.
     """
     # No `with` anywhere here: it would release the view, and fail, while the traceback of an error still holds it.
-    data, type_id, part = checkpoint.view(b.tensor), b.tensor.type_id, b.part
+    data: Any = checkpoint.view(b.tensor)
+    type_id, part = b.tensor.type_id, b.part
     if b.scales is not None:
         return MXFP4, _microscaled(data, checkpoint.view(b.scales), b)
+    if b.more:
+        data = b"".join([data, *(checkpoint.view(spec) for spec in b.more)])
     if part.stacked:
         data = _slice(data, b.tensor.shape[0], b.expert)
     if part.transposed:

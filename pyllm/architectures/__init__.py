@@ -7,7 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyllm.architectures import llama, llama2c
+from pyllm.architectures import (
+    arcee,
+    cohere,
+    ernie,
+    exaone4,
+    falcon,
+    gemma,
+    glm,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    llama,
+    llama2c,
+    mistral,
+    olmo,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    seed_oss,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from pyllm.architectures.binding import Binding, bind
 from pyllm.architectures.draft import Description, Draft
 from pyllm.config import ModelConfig
@@ -20,12 +44,74 @@ Family = Callable[[Checkpoint], Draft]
 
 # By GGUF's general.architecture.
 GGUF: dict[str, Family] = {
+    "arcee": arcee.gguf,
+    "chatglm": glm.gguf,
+    "cohere2": cohere.gguf2,
+    "command-r": cohere.gguf,
+    "ernie4_5": ernie.gguf,
+    "ernie4_5-moe": ernie.moe_gguf,
+    "exaone4": exaone4.gguf,
+    "falcon": falcon.gguf,
+    "gemma": gemma.gguf,
+    "gemma2": gemma.gguf2,
+    "gemma3": gemma.gguf3,
+    "glm4": glm.gguf4,
+    "gpt-oss": gpt_oss.gguf,
+    "gpt2": gpt2.gguf,
+    "gptneox": gpt_neox.gguf,
+    "granite": granite.gguf,
+    "granitemoe": granite.moe_gguf,
     "llama": llama.gguf,
+    "olmo2": olmo.gguf2,
+    "olmoe": olmo.moe_gguf,
+    "phi2": phi.gguf,
+    "phi3": phi3.gguf,
+    "qwen2": qwen2.gguf,
+    "qwen2moe": qwen2.moe_gguf,
+    "qwen3": qwen3.gguf,
+    "qwen3moe": qwen3.moe_gguf,
+    "seed_oss": seed_oss.gguf,
+    "smollm3": smollm3.gguf,
+    "stablelm": stablelm.gguf,
+    "starcoder2": starcoder2.gguf,
 }
 
 # By the model_type of a folder's config.json.
 FOLDERS: dict[str, Family] = {
+    "arcee": arcee.folder,
+    "cohere": cohere.folder,
+    "cohere2": cohere.folder2,
+    "ernie4_5": ernie.folder,
+    "ernie4_5_moe": ernie.moe_folder,
+    "exaone4": exaone4.folder,
+    "falcon": falcon.folder,
+    "gemma": gemma.folder,
+    "gemma2": gemma.folder2,
+    "gemma3_text": gemma.folder3,
+    "glm": glm.folder,
+    "glm4": glm.folder4,
+    "gpt2": gpt2.folder,
+    "gpt_neox": gpt_neox.folder,
+    "gpt_oss": gpt_oss.folder,
+    "granite": granite.folder,
+    "granitemoe": granite.moe_folder,
     "llama": llama.folder,
+    "ministral": mistral.folder,
+    "mistral": mistral.folder,
+    "mixtral": mistral.mixtral_folder,
+    "olmo2": olmo.folder2,
+    "olmo3": olmo.folder3,
+    "olmoe": olmo.moe_folder,
+    "phi": phi.folder,
+    "phi3": phi3.folder,
+    "qwen2": qwen2.folder,
+    "qwen2_moe": qwen2.moe_folder,
+    "qwen3": qwen3.folder,
+    "qwen3_moe": qwen3.moe_folder,
+    "seed_oss": seed_oss.folder,
+    "smollm3": smollm3.folder,
+    "stablelm": stablelm.folder,
+    "starcoder2": starcoder2.folder,
 }
 
 # What pyllm lacks for families that people have.

@@ -12,6 +12,8 @@ from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats.checkpoint import Checkpoint, TensorSpec
 from pyllm.formats.weight_types import F32, FLOATS, U8, is_runnable, type_name
 
+WHOLE = Part("")
+
 
 @dataclass(frozen=True)
 class Binding:
@@ -19,7 +21,8 @@ class Binding:
 
     `rows` and `cols` are what the slot needs; a vector is (1, n). `layer` is 0 for slots that are not per layer,
     `expert` for those that are not per expert. Where `part` says nothing else they are the tensor's own shape;
-    `loading.stored` carries out the rest. `scales` is the tensor of scales that `part` names.
+    `loading.stored` carries out the rest. `scales` is the tensor of scales that `part` names, `more` are the second and
+    later pieces.
     """
 
     slot: str
@@ -28,8 +31,14 @@ class Binding:
     rows: int
     cols: int
     expert: int = 0
-    part: Part = Part("")
+    part: Part = WHOLE
     scales: TensorSpec | None = None
+    more: tuple[TensorSpec, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """All tensors that go into the slot."""
+        return (self.tensor, *self.more, *([self.scales] if self.scales else []))
 
 
 # In the order of the forward pass.
@@ -46,9 +55,7 @@ POST_FFN = ("ffn_post_norm", "ffn_post_norm_bias")
 AFTER = ("final_norm", "final_norm_bias", "head", "head_bias", "rope_factors", "rope_factors_long")
 SLOTS = (*BEFORE, *ATTENTION, *DENSE, *ROUTING, *PER_EXPERT, *SHARED, *POST_FFN, *AFTER)
 SINGLE = frozenset((*BEFORE, *AFTER))
-MATRICES = frozenset(
-    (*BEFORE[:2], "head", "wq", "wk", "wv", "wo", *DENSE[:3], "router", *PER_EXPERT[:3], *SHARED[:3])
-)
+MATRICES = frozenset((*BEFORE[:2], "head", "wq", "wk", "wv", "wo", *DENSE[:3], "router", *PER_EXPERT[:3], *SHARED[:3]))
 SPARSE = frozenset((*ROUTING, *PER_EXPERT, *SHARED))  # only in layers with experts, where those of DENSE are not
 
 
@@ -59,17 +66,38 @@ def slot_shape(slot: str, config: ModelConfig) -> tuple[int, int]:
     hidden, expert, shared = c.hidden_dim, c.expert_dim, c.shared_dim
     each = {"head": (c.head_dim, c.head_dim)}.get(c.qk_norm, (q, kv))
     shapes = {
-        **{"embedding": (c.vocab_size, dim), "head": (c.vocab_size, dim), "head_bias": (1, c.vocab_size)},
-        **{"position_embedding": (c.context_length, dim), "rope_factors": (1, half), "rope_factors_long": (1, half)},
-        **{"wq": (q, dim), "wk": (kv, dim), "wv": (kv, dim), "wo": (dim, q)},
-        **{"bq": (1, q), "bk": (1, kv), "bv": (1, kv), "sinks": (1, c.n_heads)},
-        **{"q_norm": (1, each[0]), "k_norm": (1, each[1])},
-        **{"gate": (hidden, dim), "up": (hidden, dim), "down": (dim, hidden)},
-        **{"gate_bias": (1, hidden), "up_bias": (1, hidden)},
-        **{"router": (c.n_experts, dim), "router_bias": (1, c.n_experts), "choice_bias": (1, c.n_experts)},
-        **{"expert_gate": (expert, dim), "expert_up": (expert, dim), "expert_down": (dim, expert)},
-        **{"expert_gate_bias": (1, expert), "expert_up_bias": (1, expert)},
-        **{"shared_gate": (shared, dim), "shared_up": (shared, dim), "shared_down": (dim, shared)},
+        "embedding": (c.vocab_size, dim),
+        "head": (c.vocab_size, dim),
+        "head_bias": (1, c.vocab_size),
+        "position_embedding": (c.context_length, dim),
+        "rope_factors": (1, half),
+        "rope_factors_long": (1, half),
+        "wq": (q, dim),
+        "wk": (kv, dim),
+        "wv": (kv, dim),
+        "wo": (dim, q),
+        "bq": (1, q),
+        "bk": (1, kv),
+        "bv": (1, kv),
+        "sinks": (1, c.n_heads),
+        "q_norm": (1, each[0]),
+        "k_norm": (1, each[1]),
+        "gate": (hidden, dim),
+        "up": (hidden, dim),
+        "down": (dim, hidden),
+        "gate_bias": (1, hidden),
+        "up_bias": (1, hidden),
+        "router": (c.n_experts, dim),
+        "router_bias": (1, c.n_experts),
+        "choice_bias": (1, c.n_experts),
+        "expert_gate": (expert, dim),
+        "expert_up": (expert, dim),
+        "expert_down": (dim, expert),
+        "expert_gate_bias": (1, expert),
+        "expert_up_bias": (1, expert),
+        "shared_gate": (shared, dim),
+        "shared_up": (shared, dim),
+        "shared_down": (dim, shared),
     }
     return shapes.get(slot, (1, dim))
 
@@ -88,7 +116,7 @@ def bind(checkpoint: Checkpoint, description: Description) -> list[Binding]:
         elif (part := _existing(checkpoint, description, slot)) is not None:
             for layer in _layers(config, slot):
                 found.extend(_bind_one(checkpoint, config, slot, layer, part))
-    used = {spec.name for b in found for spec in (b.tensor, b.scales) if spec} | description.ignored
+    used = {spec.name for b in found for spec in b.tensors} | description.ignored
     unused = [name for name in checkpoint.tensors if name not in used]
     if unused:
         raise UnsupportedModelError(
@@ -112,7 +140,7 @@ def _layers(config: ModelConfig, slot: str) -> Iterator[int]:
         yield 0
         return
     for layer in range(config.n_layers):
-        if slot not in SPARSE and slot not in DENSE or config.layer(layer).experts == (slot in SPARSE):
+        if (slot not in SPARSE and slot not in DENSE) or config.layer(layer).experts == (slot in SPARSE):
             yield layer
 
 
@@ -120,28 +148,38 @@ def _existing(checkpoint: Checkpoint, description: Description, slot: str) -> Pa
     """The part that holds a slot: the first whose tensor exists in any layer; None if it may be absent, and is."""
     parts = description.places.get(slot, ())
     for part in parts:
-        if any(part.name.format(layer=i, expert=0) in checkpoint.tensors for i in _layers(description.config, slot)):
+        if any(_name(part, layer) in checkpoint.tensors for layer in _layers(description.config, slot)):
             return part
     return parts[0] if parts and slot not in description.optional else None
+
+
+def _name(part: Part, layer: int, expert: int = 0, piece: int = 0) -> str:
+    return part.name.format(layer=layer, expert=expert, piece=piece)
 
 
 def _bind_one(checkpoint: Checkpoint, config: ModelConfig, slot: str, layer: int, part: Part) -> Iterator[Binding]:
     rows, cols = slot_shape(slot, config)
     for expert in range(config.n_experts if slot in PER_EXPERT else 1):
-        name = part.name.format(layer=layer, expert=expert)
-        spec = checkpoint.tensors.get(name)
-        if spec is None:
-            raise ModelFormatError(f"{checkpoint.path}: tensor {name!r}, {rows} x {cols}, is missing from the file")
-        scales = _scales(checkpoint, config, part, layer, spec, (rows, cols)) if part.scales else None
-        if scales is None:
+        specs = [_find(checkpoint, _name(part, layer, expert, piece), rows, cols) for piece in range(part.pieces)]
+        scales = _scales(checkpoint, config, part, layer, specs[0], (rows, cols)) if part.scales else None
+        for spec in specs if scales is None else ():
+            if spec.type_id != specs[0].type_id:
+                raise ModelFormatError(f"{checkpoint.path}: {spec.name!r} and {specs[0].name!r} have different types")
             _check(checkpoint, spec, _expected(config, slot, part, rows, cols), part)
-        yield Binding(slot, layer, spec, rows, cols, expert, part, scales)
+        yield Binding(slot, layer, specs[0], rows, cols, expert, part, scales, tuple(specs[1:]))
+
+
+def _find(checkpoint: Checkpoint, name: str, rows: int, cols: int) -> TensorSpec:
+    spec = checkpoint.tensors.get(name)
+    if spec is None:
+        raise ModelFormatError(f"{checkpoint.path}: tensor {name!r}, {rows} x {cols}, is missing from the file")
+    return spec
 
 
 def _expected(config: ModelConfig, slot: str, part: Part, rows: int, cols: int) -> tuple[int, ...]:
     """The shape that the tensor of a part has if the slot needs (rows, cols)."""
     of = part.runs.of if part.runs else None
-    shape = (of or rows, cols) if slot in MATRICES else (of or cols,)
+    shape = (of or rows, cols) if slot in MATRICES else ((of or cols) // part.pieces,)
     shape = shape[::-1] if part.transposed else shape
     return (config.n_experts, *shape) if part.stacked else shape
 
@@ -159,7 +197,8 @@ def _check(checkpoint: Checkpoint, spec: TensorSpec, expected: tuple[int, ...], 
             f"{checkpoint.path}: tensor {spec.name!r} has weight type {type_name(spec.type_id)}, which pyllm cannot "
             "run; take another quantisation of the model, for example Q4_K_M or Q8_0"
         )
-    if (part.transposed or part.plus or (part.runs and len(expected) == 1)) and spec.type_id not in FLOATS:
+    rearranged = part.transposed or part.plus or ((part.runs or part.pieces > 1) and len(expected) == 1)
+    if rearranged and spec.type_id not in FLOATS:
         raise UnsupportedModelError(
             f"{checkpoint.path}: tensor {spec.name!r} has weight type {type_name(spec.type_id)}, but must be made of "
             "floats, because it is stored in another order than it is used"
@@ -190,4 +229,3 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
-

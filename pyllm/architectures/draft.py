@@ -29,7 +29,8 @@ class Runs:
 class Part:
     """Where a slot's values lie: in a tensor, whole or in part.
 
-    `name` has "{layer}" and "{expert}" where there is one for each. `stacked`: the tensor holds the matrices of all
+    `name` has "{layer}" and "{expert}" where there is one for each. `pieces`: the values are those of so many tensors,
+    one behind the other, whose names have "{piece}". `stacked`: the tensor holds the matrices of all
     experts, one behind the other. `transposed`: it holds (cols, rows). `plus` is added to every value. `scales` names
     the tensor of scales that belongs to one of blocks (MXFP4 in Hugging Face folders).
     """
@@ -40,6 +41,7 @@ class Part:
     transposed: bool = False
     plus: float = 0.0
     scales: str = ""
+    pieces: int = 1
 
 
 Places = dict[str, tuple[Part, ...]]
@@ -114,7 +116,7 @@ class Draft:
     # ---- layers ------------------------------------------------------------------------------------------------------
 
     def begin_layers(self, count: int) -> None:
-        """Every layer has tensors of its own: a file with fewer has lost something, or its number of layers is wrong."""
+        """Every layer has tensors of its own: a file with fewer has lost some, or its number is wrong."""
         if count > len(self.checkpoint.tensors):
             raise ModelFormatError(
                 f"{self.checkpoint.path}: {count} layers, but only {len(self.checkpoint.tensors)} tensors in the file"

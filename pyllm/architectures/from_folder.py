@@ -6,6 +6,7 @@ What is absent has the default of the `transformers` library's configuration cla
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from pyllm.architectures import rope
 from pyllm.architectures.draft import Draft, Part, Runs
@@ -14,30 +15,51 @@ from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats.checkpoint import Checkpoint
 
 _LAYER = {
-    **{"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
-    **{"wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj"},
-    **{"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
-    **{"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"},
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "wq": "self_attn.q_proj",
+    "wk": "self_attn.k_proj",
+    "wv": "self_attn.v_proj",
+    "wo": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
     **{f"expert_{name}": f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")},
     **{f"shared_{name}": f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")},
-    **{"router": "mlp.gate", "shared_router": "mlp.shared_expert_gate"},
+    "router": "mlp.gate",
+    "shared_router": "mlp.shared_expert_gate",
 }
 _BIAS = {
-    **{"attention_norm_bias": "attention_norm", "ffn_norm_bias": "ffn_norm"},
-    **{"bq": "wq", "bk": "wk", "bv": "wv", "bo": "wo"},
-    **{"gate_bias": "gate", "up_bias": "up", "down_bias": "down", "router_bias": "router"},
+    "attention_norm_bias": "attention_norm",
+    "ffn_norm_bias": "ffn_norm",
+    "bq": "wq",
+    "bk": "wk",
+    "bv": "wv",
+    "bo": "wo",
+    "gate_bias": "gate",
+    "up_bias": "up",
+    "down_bias": "down",
+    "router_bias": "router",
 }
 
 #: Slots to the names of Llama and all that came after it.
 NAMES = {
-    **{"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "head_bias": "lm_head.bias"},
-    **{"final_norm": "model.norm.weight", "final_norm_bias": "model.norm.bias"},
+    "embedding": "model.embed_tokens.weight",
+    "head": "lm_head.weight",
+    "head_bias": "lm_head.bias",
+    "final_norm": "model.norm.weight",
+    "final_norm_bias": "model.norm.bias",
     **{slot: f"model.layers.{{layer}}.{name}.weight" for slot, name in _LAYER.items()},
     **{slot: f"model.layers.{{layer}}.{_LAYER[of]}.bias" for slot, of in _BIAS.items()},
 }
 
 ACTIVATIONS = {
-    **{"silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu_squared"},
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "relu2": "relu_squared",
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
 }
 
@@ -46,24 +68,25 @@ ACTIVATIONS = {
 HARMLESS = frozenset(
     (
         *("architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache"),
-        *("pretraining_tp", "initializer_range", "is_decoder", "is_llama_config", "tokenizer_class", "task_specific_params"),
-        *("router_aux_loss_coef", "router_jitter_noise", "router_z_loss_coef", "output_router_logits", "rope_interleaved"),
+        *("pretraining_tp", "initializer_range", "is_decoder", "is_llama_config", "tokenizer_class"),
+        *("task_specific_params", "router_jitter_noise", "output_router_logits"),
         *("max_length", "min_length", "temperature", "top_k", "top_p", "do_sample", "repetition_penalty", "num_beams"),
         *("num_return_sequences", "diversity_penalty", "length_penalty", "early_stopping", "num_beam_groups"),
         *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "chunk_size_feed_forward", "typical_p"),
         *("output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate"),
         *("id2label", "label2id", "num_labels", "problem_type", "torchscript", "use_bfloat16", "is_encoder_decoder"),
-        *("gradient_checkpointing", "use_flash_attn", "cache_implementation", "finetuning_task", "prefix", "name_or_path"),
+        *("gradient_checkpointing", "use_flash_attn", "cache_implementation", "finetuning_task", "prefix"),
         *("remove_invalid_values", "suppress_tokens", "bad_words_ids", "tf_legacy_loss", "pruned_heads"),
-        *("transformers.js_config", "unsloth_version", "unsloth_fixed", "unsloth_processed_class", "model_name"),
-        *("use_mrope", "hybrid", "rope_theta", "rope_scaling", "rope_parameters"),
+        *("transformers.js_config", "unsloth_version", "unsloth_fixed", "name_or_path", "model_name"),
     )
 )
 HARMLESS_ENDS = ("dropout", "_pdrop", "_token_id", "_loss_coef", "_token_index")
-OFF = (None, False, 0, "", [], {})
+OFF: tuple[object, ...] = (None, False, 0, "", [], {})
 
 
-def begin(checkpoint: Checkpoint, *, head_dim: int = 0, tied: bool = False, sizes: Mapping[str, str] | None = None) -> Draft:
+def begin(
+    checkpoint: Checkpoint, *, head_dim: int = 0, tied: bool = False, sizes: Mapping[str, str] | None = None
+) -> Draft:
     """A draft with all that the families have in common; tensors of the family are still to be named.
 
     `head_dim` and `tied` are the family's defaults, `sizes` its own names of the fields "hidden_size" and so on.
@@ -74,15 +97,15 @@ def begin(checkpoint: Checkpoint, *, head_dim: int = 0, tied: bool = False, size
     name = dict(sizes or {})
     dim = fields.integer(name.get("hidden_size", "hidden_size"))
     heads = fields.integer(name.get("num_attention_heads", "num_attention_heads"))
-    default = head_dim or max(1, dim // heads)
-    if not head_dim and not fields.has("head_dim") and dim % heads:
+    own = fields.has("head_dim") or (head_dim and "head_dim" not in fields.values)
+    if not own and dim % heads:
         raise ModelFormatError(f"{fields.path}: config.json's hidden_size {dim} is no multiple of the {heads} heads")
     draft.set(
         architecture=fields.text("model_type"),
         dim=dim,
         n_heads=heads,
         n_kv_heads=fields.integer(name.get("num_key_value_heads", "num_key_value_heads"), heads),
-        head_dim=fields.integer("head_dim", default),
+        head_dim=fields.integer("head_dim", head_dim if own else max(1, dim // heads)),
         vocab_size=fields.integer("vocab_size"),
         context_length=fields.integer(name.get("max_position_embeddings", "max_position_embeddings"), 2048),
     )
@@ -104,8 +127,8 @@ def _refuse_other_kinds(fields: Fields) -> None:
     method = quantisation.get("quant_method")
     if quantisation.values and not (method == "mxfp4" and fields.get("model_type") == "gpt_oss"):
         raise UnsupportedModelError(
-            f"{fields.path}: the weights are quantised by {str(method)[:40]!r} (quantization_config), which pyllm cannot "
-            "read: take the original weights, or a GGUF file"
+            f"{fields.path}: the weights are quantised by {str(method)[:40]!r} (quantization_config), which pyllm "
+            "cannot read: take the original weights, or a GGUF file"
         )
     fields.assume("is_encoder_decoder", False)
     fields.assume("use_bidirectional_attention", False)
@@ -128,26 +151,30 @@ def biases(draft: Draft, field: str, *slots: str, default: bool = False) -> None
         draft.needs(*slots)
 
 
-def prefix(draft: Draft, base: str) -> None:
+def _strip(draft: Draft, base: str) -> None:
     """Models saved without a head lack the first part of every name."""
     if any(name.startswith(base) for name in draft.checkpoint.tensors):
         return
     for slot, parts in draft.names.items():
-        draft.place(slot, *(Part(p.name.removeprefix(base), p.runs, p.stacked, p.transposed, p.plus, p.scales) for p in parts))
+        stripped = (
+            replace(part, name=part.name.removeprefix(base), scales=part.scales.removeprefix(base)) for part in parts
+        )
+        draft.place(slot, *stripped)
     draft.ignored = {name.removeprefix(base) for name in draft.ignored}
 
 
-def finish(draft: Draft, base: str = "model.") -> None:
-    """The refusal of what nobody read, and names without a prefix where the file has them so."""
+def finish(draft: Draft, base: str = "model.") -> Draft:
+    """The same draft, with names without `base` where the file has them so; fields that nobody read are refused."""
     draft.ignore("model.layers.{layer}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
-    prefix(draft, base)
+    _strip(draft, base)
     fields = draft.fields
     for name in fields.unread():
         if name in HARMLESS or name.startswith("_") or name.endswith(HARMLESS_ENDS):
             continue
         value = fields.get(name)
         if not any(type(value) is type(off) and value == off for off in OFF):
-            raise fields.unsupported(name, f"is {str(value)[:80]!r}, a field that is unknown for {draft.config['architecture']!r}")
+            raise fields.unsupported(name, f"is {str(value)[:80]!r}, a field that this family is not known to have")
+    return draft
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
@@ -182,6 +209,34 @@ def qwen_window(draft: Draft, default: Iterable[bool]) -> None:
         draft.windows(fields.integer("sliding_window", 4096), layers)
 
 
+# ---- experts ---------------------------------------------------------------------------------------------------------
+
+
+def qwen_experts(draft: Draft, *, n_experts: int, used: int, expert_dim: int) -> None:
+    """Experts in every `decoder_sparse_step`-th layer but those of `mlp_only_layers`, one tensor each or all in one."""
+    fields, layers = draft.fields, len(draft.layers)
+    draft.set(
+        n_experts=fields.integer("num_experts", fields.integer("num_local_experts", n_experts)),
+        n_experts_used=fields.integer("num_experts_per_tok", used),
+        expert_dim=fields.integer("moe_intermediate_size", expert_dim),
+        expert_renormalise=fields.flag("norm_topk_prob", False),
+    )
+    step, dense = fields.integer("decoder_sparse_step", 1), fields.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or len(dense) > layers:
+        raise fields.bad("mlp_only_layers", dense, f"a list of at most {layers}")
+    draft.experts((i + 1) % step == 0 and i not in dense for i in range(layers))
+    fused_experts(draft, "model.layers.{layer}.mlp.experts.")
+
+
+def fused_experts(draft: Draft, base: str) -> None:
+    """All experts of a layer in one tensor, gate before up, as transformers 5 has them in memory."""
+    hidden = draft.config["expert_dim"]
+    for slot, start in (("expert_gate", 0), ("expert_up", hidden)):
+        part = Part(base + "gate_up_proj", Runs(2 * hidden, start, hidden), stacked=True)
+        draft.place(slot, *draft.names[slot], part)
+    draft.place("expert_down", *draft.names["expert_down"], Part(base + "down_proj", stacked=True))
+
+
 # ---- RoPE ------------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +251,7 @@ def rotation(draft: Draft, *, theta: float = 10000.0, partial: float = 1.0) -> N
     rotate(draft, parameters, fields, theta=theta, partial=partial)
 
 
-def rotations(draft: Draft, *, theta: float, local_theta: float | None, local_name: str = "rope_local_base_freq") -> None:
+def rotations(draft: Draft, *, theta: float, local_theta: float | None) -> None:
     """RoPE of layers with full attention, and of those with a window; transformers 5 says it for each kind of layer.
 
     `local_theta` None: the same base by default.
@@ -211,7 +266,7 @@ def rotations(draft: Draft, *, theta: float, local_theta: float | None, local_na
     rotate(draft, main, fields, theta=theta)
     local.assume("rope_type", "default")
     usual = draft.config["rope_base"] if local_theta is None else local_theta
-    base = local.number("rope_theta", fields.number(local_name, usual))
+    base = local.number("rope_theta", fields.number("rope_local_base_freq", usual))
     if base != draft.config["rope_base"] or draft.constants or draft.config["rope_scale"] != 1.0:
         draft.set(rope_local_base=base)
         draft.ropes("local", draft.local())
@@ -226,7 +281,8 @@ def rotate(draft: Draft, parameters: Fields, fields: Fields, *, theta: float, pa
     if not 2 <= dims <= draft.config["head_dim"]:
         raise ModelFormatError(f"{fields.path}: RoPE over {dims} of {draft.config['head_dim']} dimensions")
     kind = parameters.text("rope_type", parameters.text("type", "default"))
-    kinds = {"linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope, "su": _longrope}
+    kinds = {"linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn}
+    kinds |= dict.fromkeys(("longrope", "su"), _longrope)
     if kind == "default":
         draft.stretch(rope.Stretch())
     elif kind in kinds:
@@ -287,8 +343,3 @@ def _longrope(draft: Draft, parameters: Fields, base: float, dims: int) -> rope.
     factor = parameters.number("factor", draft.config["context_length"] / original)
     scale = parameters.number("attention_factor", rope.longrope_scale(factor, original))
     return rope.Stretch(short, scale, long, original)
-
-
-def rows(of: int, start: int, count: int, every: int = 0) -> Runs:
-    """Shorthand for families with fused tensors."""
-    return Runs(of, start, count, every)

@@ -9,27 +9,50 @@ from pyllm.errors import ModelFormatError
 from pyllm.formats.checkpoint import Checkpoint
 
 _LAYER = {
-    **{"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"},
-    **{"attention_post_norm": "post_attention_norm", "ffn_post_norm": "post_ffw_norm"},
-    **{"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output"},
-    **{"q_norm": "attn_q_norm", "k_norm": "attn_k_norm", "sinks": "attn_sinks"},
-    **{"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"},
-    **{"router": "ffn_gate_inp", "shared_router": "ffn_gate_inp_shexp"},
-    **{"shared_gate": "ffn_gate_shexp", "shared_up": "ffn_up_shexp", "shared_down": "ffn_down_shexp"},
+    "attention_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+    "attention_post_norm": "post_attention_norm",
+    "ffn_post_norm": "post_ffw_norm",
+    "wq": "attn_q",
+    "wk": "attn_k",
+    "wv": "attn_v",
+    "wo": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "sinks": "attn_sinks",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+    "router": "ffn_gate_inp",
+    "shared_router": "ffn_gate_inp_shexp",
+    "shared_gate": "ffn_gate_shexp",
+    "shared_up": "ffn_up_shexp",
+    "shared_down": "ffn_down_shexp",
 }
 _BIAS = {
-    **{"attention_norm_bias": "attn_norm", "ffn_norm_bias": "ffn_norm"},
-    **{"bq": "attn_q", "bk": "attn_k", "bv": "attn_v", "bo": "attn_output"},
-    **{"gate_bias": "ffn_gate", "up_bias": "ffn_up", "down_bias": "ffn_down"},
-    **{"router_bias": "ffn_gate_inp", "choice_bias": "exp_probs_b"},
+    "attention_norm_bias": "attn_norm",
+    "ffn_norm_bias": "ffn_norm",
+    "bq": "attn_q",
+    "bk": "attn_k",
+    "bv": "attn_v",
+    "bo": "attn_output",
+    "gate_bias": "ffn_gate",
+    "up_bias": "ffn_up",
+    "down_bias": "ffn_down",
+    "router_bias": "ffn_gate_inp",
+    "choice_bias": "exp_probs_b",
 }
 
 #: Slots to llama.cpp's names.
 NAMES = {
-    **{"embedding": "token_embd.weight", "position_embedding": "position_embd.weight"},
-    **{"final_norm": "output_norm.weight", "final_norm_bias": "output_norm.bias"},
-    **{"head": "output.weight", "head_bias": "output.bias"},
-    **{"rope_factors": "rope_freqs.weight", "rope_factors_long": "rope_factors_long.weight"},
+    "embedding": "token_embd.weight",
+    "position_embedding": "position_embd.weight",
+    "final_norm": "output_norm.weight",
+    "final_norm_bias": "output_norm.bias",
+    "head": "output.weight",
+    "head_bias": "output.bias",
+    "rope_factors": "rope_freqs.weight",
+    "rope_factors_long": "rope_factors_long.weight",
     **{slot: f"blk.{{layer}}.{name}.weight" for slot, name in _LAYER.items()},
     **{slot: f"blk.{{layer}}.{name}.bias" for slot, name in _BIAS.items()},
 }
@@ -72,8 +95,8 @@ def begin(checkpoint: Checkpoint, architecture: str) -> Draft:
     return draft
 
 
-def finish(draft: Draft) -> None:
-    """What a family decides first, and the refusal of what nobody read."""
+def finish(draft: Draft) -> Draft:
+    """The same draft with what depends on the family's switches; fields that nobody read are refused."""
     fields = draft.fields
     eps = "layer_norm_rms_epsilon" if draft.config.get("norm", "rms") == "rms" else "layer_norm_epsilon"
     draft.set(norm_eps=fields.number(f"attention.{eps}"))
@@ -82,10 +105,11 @@ def finish(draft: Draft) -> None:
             continue
         if name not in ASSUMED or fields.get(name) != ASSUMED[name]:
             raise fields.unsupported(name)
+    return draft
 
 
-def experts(draft: Draft) -> None:
-    """A mixture of experts in every layer: its sizes, and the tensors that hold all experts of a layer."""
+def experts(draft: Draft, layers: list[bool] | None = None) -> None:
+    """A mixture of experts in the layers that are marked, or in all, and its sizes."""
     fields = draft.fields
     draft.set(
         n_experts=fields.integer("expert_count"),
@@ -93,7 +117,7 @@ def experts(draft: Draft) -> None:
         expert_dim=fields.integer("expert_feed_forward_length", draft.config["hidden_dim"]),
         expert_renormalise=fields.flag("expert_weights_norm", draft.config.get("expert_renormalise", False)),
     )
-    draft.experts()
+    draft.experts(layers)
 
 
 def window(draft: Draft, layers: list[bool]) -> None:

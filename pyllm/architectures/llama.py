@@ -12,6 +12,7 @@ from pyllm.formats.checkpoint import Checkpoint
 
 
 def gguf(checkpoint: Checkpoint) -> Draft:
+    """A GGUF file of architecture "llama"."""
     draft = from_gguf.begin(checkpoint, "llama")
     draft.set(rope_interleaved=True)
     draft.needs(*LLAMA)
@@ -19,11 +20,11 @@ def gguf(checkpoint: Checkpoint) -> Draft:
     if draft.fields.get("expert_count"):
         draft.set(expert_renormalise=True)
         from_gguf.experts(draft)
-    from_gguf.finish(draft)
-    return draft
+    return from_gguf.finish(draft)
 
 
 def folder(checkpoint: Checkpoint) -> Draft:
+    """A folder of model_type "llama"."""
     draft = from_folder.begin(checkpoint)
     from_folder.norm(draft, "rms", "rms_norm_eps", 1e-6)
     from_folder.activation(draft)
@@ -31,5 +32,4 @@ def folder(checkpoint: Checkpoint) -> Draft:
     draft.needs(*LLAMA)
     from_folder.biases(draft, "attention_bias", *QKV_BIASES, "bo")
     from_folder.biases(draft, "mlp_bias", "gate_bias", "up_bias", "down_bias")
-    from_folder.finish(draft)
-    return draft
+    return from_folder.finish(draft)

@@ -63,7 +63,7 @@ def yarn(
     truncate: bool = True,
     scale: float | None = None,
 ) -> Stretch:
-    """Dimensions that turn less than `beta_slow` times in the original context by `factor`, a ramp up to `beta_fast`."""
+    """Dimensions that turn less than `beta_slow` times in `original` positions by `factor`, a ramp to `beta_fast`."""
 
     def dimension(turns: float) -> float:
         return dims * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))

@@ -107,8 +107,12 @@ def _weights(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
+#: Weights that another program wrote, by the ends of their files' names.
+OTHER_WEIGHTS = {"*.bin": "PyTorch pickles", "*.pth": "PyTorch pickles", "*.h5": "HDF5", "*.msgpack": "Flax"}
+
+
 def _without_weights(path: Path) -> ModelFormatError | UnsupportedModelError:
-    for pattern, what in (("*.bin", "PyTorch pickles"), ("*.pth", "PyTorch pickles"), ("*.h5", "HDF5"), ("*.msgpack", "Flax")):
+    for pattern, what in OTHER_WEIGHTS.items():
         found = sorted(path.glob(pattern))
         if found:
             return UnsupportedModelError(

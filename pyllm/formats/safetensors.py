@@ -27,15 +27,16 @@ def parse(path: Path, buffer: Buffer, part: int = 0) -> dict[str, TensorSpec]:
     """
     size = len(buffer)
     length = int.from_bytes(buffer[:8], "little")
-    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-        raise _error(path, f"its header has {length} bytes, but there is room for {min(max(size - 8, 0), MAX_HEADER_BYTES)}")
+    room = min(size - 8, MAX_HEADER_BYTES)
+    if length > room:
+        raise _error(path, f"its header has {length} bytes, but there is room for {max(room, 0)}")
     header = read_json(path, bytes(buffer[8 : 8 + length]))
-    data = 8 + length
-    return {name: _spec(path, name, entry, data, size, part) for name, entry in header.items() if name != "__metadata__"}
+    header.pop("__metadata__", None)
+    return {name: _spec(path, name, entry, 8 + length, size, part) for name, entry in header.items()}
 
 
 def read_json(path: Path, data: bytes) -> dict[str, Any]:
-    """A JSON object from a file that may hold anything. Raises `ModelFormatError`; a key that occurs twice is damage."""
+    """A JSON object of a file that may hold anything. Raises `ModelFormatError`, also for a key that occurs twice."""
     try:
         value = json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_int=_integer)
     except (ValueError, RecursionError) as error:
