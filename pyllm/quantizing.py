@@ -30,6 +30,7 @@ from pyllm.progress import Progress, reporting
 from pyllm.recipes import COPY, RECIPES, Recipe, guessed_file_type, is_kept, traits_of, type_of
 from pyllm.tokenizers import Tokenizer
 from pyllm.tokenizers.loading import load_folder
+from pyllm.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from pyllm.tokenizers.to_gguf import vocabulary_metadata
 
 PIECE = 1 << 22  # weights that are quantised between two looks at Ctrl-C
@@ -158,7 +159,7 @@ def _described(checkpoint: Checkpoint, tokenizer: GivenTokenizer) -> Contents:
     config = architectures.describe(checkpoint)
     plan = to_gguf.plan(checkpoint, config, architectures.bindings(checkpoint, config))
     metadata = {"general.name": checkpoint.path.stem, **plan.metadata}
-    vocabulary = _tokenizer(checkpoint, tokenizer)
+    vocabulary = _tokenizer(checkpoint, config, tokenizer)
     if vocabulary is None:
         metadata["tokenizer.ggml.model"] = "no_vocab"
     else:
@@ -173,11 +174,25 @@ def _described(checkpoint: Checkpoint, tokenizer: GivenTokenizer) -> Contents:
     return encoded, [_assembled(checkpoint, config, planned) for planned in plan.tensors]
 
 
-def _tokenizer(checkpoint: Checkpoint, given: GivenTokenizer) -> Tokenizer | None:
+def _tokenizer(checkpoint: Checkpoint, config: ModelConfig, given: GivenTokenizer) -> Tokenizer | None:
     """The one that is given, or the folder's own."""
-    if given is not None:
-        return given if isinstance(given, Tokenizer) else Tokenizer.load(given)
-    return load_folder(checkpoint.path) if checkpoint.path.is_dir() else None
+    if given is None:
+        return _own_tokenizer(checkpoint.path) if checkpoint.path.is_dir() else None
+    tokenizer = given if isinstance(given, Tokenizer) else Tokenizer.load(given)
+    if checkpoint.format == "llama2c" and tokenizer.vocab_size != config.vocab_size:
+        raise UnsupportedModelError(
+            f"{checkpoint.path} needs a tokenizer of {config.vocab_size} pieces, not {tokenizer!r}"
+        )
+    return tokenizer
+
+
+def _own_tokenizer(folder: Path) -> Tokenizer | None:
+    """SentencePiece's own file before others: what GGUF says of such vocabularies is what that file means."""
+    if (folder / "tokenizer.model").is_file():
+        found = Tokenizer.load(folder / "tokenizer.model")
+        if isinstance(found, SentencePieceTokenizer):
+            return found
+    return load_folder(folder)
 
 
 def _assembled(checkpoint: Checkpoint, config: ModelConfig, planned: Planned) -> Material:

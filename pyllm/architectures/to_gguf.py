@@ -208,14 +208,14 @@ def _metadata(target: Target, c: ModelConfig, scaling: Mapping[str, Value]) -> d
     return out | {key: value for key, value in optional.items() if value} | dict(scaling) | dict(target.fields(c))
 
 
-def _rope_fields(
-    checkpoint: Checkpoint, c: ModelConfig, bindings: Sequence[Binding]
-) -> tuple[dict[str, Value], bool]:
+def _rope_fields(checkpoint: Checkpoint, c: ModelConfig, bindings: Sequence[Binding]) -> tuple[dict[str, Value], bool]:
     """What the metadata says of scaled RoPE; and whether its factors are tensors, too."""
     if c.rope_original:
         return {"rope.scaling.original_context_length": c.rope_original, "rope.scaling.attn_factor": c.rope_scale}, True
     section = Fields(checkpoint.path, checkpoint.metadata, label="config.json's ")
-    parameters = section.section("rope_parameters") if section.has("rope_parameters") else section.section("rope_scaling")
+    parameters = (
+        section.section("rope_parameters") if section.has("rope_parameters") else section.section("rope_scaling")
+    )
     if (parameters.get("rope_type") or parameters.get("type")) == "yarn":
         return _yarn_fields(c, section, parameters), False
     factors = [np.frombuffer(b.tensor.inline, "<f4") for b in bindings if b.slot == "rope_factors" and b.tensor.inline]

@@ -6,18 +6,22 @@ refused.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyllm.errors import PyllmError, UnsupportedModelError
 from pyllm.tokenizers.base import Tokenizer
+from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.gguf import BYTE, CONTROL, NORMAL, PREFIX, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 from pyllm.tokenizers.json_merges import JsonMergesTokenizer
 from pyllm.tokenizers.llama2c import BOS, EOS, FIRST_MERGED, Llama2cTokenizer
 from pyllm.tokenizers.llama2c import UNKNOWN as LLAMA2C_UNKNOWN
-from pyllm.tokenizers.pretokenizers import PRETOKENIZERS, Pretokenizer
+from pyllm.tokenizers.pretokenizers import PRETOKENIZERS, MappedBytes, Pretokenizer
 from pyllm.tokenizers.sentencepiece_model import SentencePieceTokenizer
+
+log = logging.getLogger(__name__)
 
 Metadata = dict[str, Any]  # str, bool, int, float, and lists of one of str, bytes, int and float
 
@@ -25,7 +29,15 @@ Metadata = dict[str, Any]  # str, bool, int, float, and lists of one of str, byt
 SAMPLES = (
     *("", " ", "a", " a", "  a", "a ", "Hello, world!", "I'm you'll WE'VE he'd", "don't DON'T", "\n", "\n\n a\r\n\tb"),
     *("0 12 345 6789 01234567890", "3.14e-5 x2y3", "x==y!=z<=>{}[]();//", "/usr/local", "a@b.c #tag $5 50%"),
-    *("Grüße, naïve café \u0065\u0301", "Привет мир", "你好，世界。", "こんにちは世界", "안녕하세요", "नमस्ते दुनिया", "สวัสดี"),
+    *(
+        "Grüße, naïve café \u0065\u0301",
+        "Привет мир",
+        "你好，世界。",
+        "こんにちは世界",
+        "안녕하세요",
+        "नमस्ते दुनिया",
+        "สวัสดี",
+    ),
     *("مرحبا بالعالم", "שלום", "👩‍👩‍👧 🙂", "\u00a0\u2003\u3000x", "ﬁ Å ½", "\x00\x01\x7f", "\ufffd\U0010ffff"),
     *("<s></s><unk>", "<|endoftext|><|im_start|>user\n", "[INST] x [/INST]", "    def f(x):\n        return"),
 )
@@ -72,8 +84,11 @@ def vocabulary_metadata(
 
 
 def _ids(tokenizer: Tokenizer) -> Metadata:
-    """The ids with a part in texts; of several that end one, as many as there are names for."""
-    others = [i for i in sorted(tokenizer.eos_ids) if i != tokenizer.eos_id]
+    """The ids with a part in texts; of several that end one, as many as there are names for, beyond those whose texts
+    tell.
+    """
+    told = {i for i, text in tokenizer.control_texts.items() if is_ending(text)}
+    others = [i for i in sorted(tokenizer.eos_ids - told) if i != tokenizer.eos_id]
     eos = others.pop(0) if tokenizer.eos_id is None and others else tokenizer.eos_id
     names = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos}
     names |= dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))
@@ -84,6 +99,8 @@ def _described(tokenizer: Tokenizer, source: str) -> _Vocabulary:
     if isinstance(tokenizer, Llama2cTokenizer):
         return _llama2c(tokenizer)
     if isinstance(tokenizer, JsonMergesTokenizer):
+        if tokenizer.eats_spaces:
+            log.warning("%s: GGUF cannot say that tokens swallow the spaces beside them", source)
         return _raw_merges(tokenizer) if tokenizer.how.raw else _byte_level(tokenizer, source)
     if isinstance(tokenizer, SentencePieceTokenizer):
         return _sentencepiece(tokenizer, source)
@@ -152,7 +169,15 @@ def _byte_level(tokenizer: JsonMergesTokenizer, source: str) -> _Vocabulary:
 
 
 def _cuts_alike(one: Pretokenizer, other: Pretokenizer) -> bool:
-    return (one.steps, one.nfc, one.whole_words, one.raw) == (other.steps, other.nfc, other.whole_words, other.raw)
+    steps = ([_of_text(step) for step in how.steps] for how in (one, other))
+    return next(steps) == next(steps) and all(
+        getattr(one, n) == getattr(other, n) for n in ("nfc", "whole_words", "raw")
+    )
+
+
+def _of_text(step: Any) -> Any:
+    """Where a pattern names ASCII alone it is the same whether it sees text or mapped bytes."""
+    return step.pattern if isinstance(step, MappedBytes) and "\\" not in step.pattern else step
 
 
 def _raw_merges(tokenizer: JsonMergesTokenizer) -> _Vocabulary:
