@@ -180,9 +180,8 @@ def _tokenizer(checkpoint: Checkpoint, config: ModelConfig, given: GivenTokenize
         return _own_tokenizer(checkpoint.path) if checkpoint.path.is_dir() else None
     tokenizer = given if isinstance(given, Tokenizer) else Tokenizer.load(given)
     if checkpoint.format == "llama2c" and tokenizer.vocab_size != config.vocab_size:
-        raise UnsupportedModelError(
-            f"{checkpoint.path} needs a tokenizer of {config.vocab_size} pieces, not {tokenizer!r}"
-        )
+        expected = f"a tokenizer of {config.vocab_size} pieces"
+        raise UnsupportedModelError(f"{checkpoint.path} needs {expected}, not {tokenizer!r}")
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""`pyllm.quantize` from Hugging Face folders: GGUF files that say the same model, to the bit, and the same vocabulary."""
+"""`pyllm.quantize` from Hugging Face folders: GGUF files that say the same model, to the bit, and its vocabulary."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_vocabulary_goes_along(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", UNSAYABLE)
 def test_a_vocabulary_that_would_give_other_ids_is_refused(name: str, tmp_path: Path) -> None:
     folder = with_vocabulary(tmp_path / "model", test_json_merges.FILES[name]())
-    with pytest.raises(UnsupportedModelError, match="' ' is .* and would be read as"):
+    with pytest.raises(UnsupportedModelError, match=r"' ' is .* and would be read as"):
         pyllm.quantize(folder, tmp_path / "out.gguf", "copy")
     assert not (tmp_path / "out.gguf").exists()
 

@@ -212,12 +212,10 @@ def _rope_fields(checkpoint: Checkpoint, c: ModelConfig, bindings: Sequence[Bind
     """What the metadata says of scaled RoPE; and whether its factors are tensors, too."""
     if c.rope_original:
         return {"rope.scaling.original_context_length": c.rope_original, "rope.scaling.attn_factor": c.rope_scale}, True
-    section = Fields(checkpoint.path, checkpoint.metadata, label="config.json's ")
-    parameters = (
-        section.section("rope_parameters") if section.has("rope_parameters") else section.section("rope_scaling")
-    )
+    config = Fields(checkpoint.path, checkpoint.metadata, label="config.json's ")
+    parameters = config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
     if (parameters.get("rope_type") or parameters.get("type")) == "yarn":
-        return _yarn_fields(c, section, parameters), False
+        return _yarn_fields(c, config, parameters), False
     factors = [np.frombuffer(b.tensor.inline, "<f4") for b in bindings if b.slot == "rope_factors" and b.tensor.inline]
     if factors and (factors[0] == factors[0][0]).all():
         return {"rope.scaling.type": "linear", "rope.scaling.factor": float(factors[0][0])}, False
@@ -261,6 +259,7 @@ def _tensors(target: Target, config: ModelConfig, bindings: Sequence[Binding]) -
 
 def _planned(config: ModelConfig, name: str, parts: list[Binding]) -> Planned:
     first, rows = parts[0], sum(b.rows for b in parts)
+    shape: tuple[int, ...]
     parts = sorted(parts, key=lambda b: (b.expert, SLOTS.index(b.slot)))
     if first.slot in PER_EXPERT:
         shape = (len(parts), first.rows, first.cols) if first.slot in MATRICES else (len(parts), first.cols)
@@ -325,8 +324,8 @@ def _refuse_other_slots(
     for key in ours.keys() ^ theirs.keys():
         raise UnsupportedModelError(f"{checkpoint.path}: GGUF's {target.architecture!r} has no place for {key[0]!r}")
     for key, b in theirs.items():
-        one, other = b.tensor.inline, ours[key].tensor.inline
-        if one and other and not np.allclose(*(np.frombuffer(x, "<f4") for x in (one, other)), rtol=1e-6, atol=0):
+        one, other = (np.frombuffer(side.tensor.inline or b"", "<f4") for side in (b, ours[key]))
+        if one.size and other.size and not np.allclose(one, other, rtol=1e-6, atol=0):
             raise UnsupportedModelError(
                 f"{checkpoint.path}: GGUF's {target.architecture!r} cannot say how this model scales RoPE"
             )

@@ -38,8 +38,14 @@ SAMPLES = (
         "नमस्ते दुनिया",
         "สวัสดี",
     ),
-    *("مرحبا بالعالم", "שלום", "👩‍👩‍👧 🙂", "\u00a0\u2003\u3000x", "ﬁ Å ½", "\x00\x01\x7f", "\ufffd\U0010ffff"),
-    *("<s></s><unk>", "<|endoftext|><|im_start|>user\n", "[INST] x [/INST]", "    def f(x):\n        return"),
+    *("नमस्ते दुनिया", "สวัสดี", "مرحبا بالعالم", "שלום", "👩‍👩‍👧 🙂", "\u00a0\u2003\u3000x", "ﬁ Å ½", "\x00\x01\x7f"),
+    *(
+        "\ufffd\U0010ffff",
+        "<s></s><unk>",
+        "<|endoftext|><|im_start|>user\n",
+        "[INST] x [/INST]",
+        "    def f(x):\n        return",
+    ),
 )
 
 
@@ -169,10 +175,8 @@ def _byte_level(tokenizer: JsonMergesTokenizer, source: str) -> _Vocabulary:
 
 
 def _cuts_alike(one: Pretokenizer, other: Pretokenizer) -> bool:
-    steps = ([_of_text(step) for step in how.steps] for how in (one, other))
-    return next(steps) == next(steps) and all(
-        getattr(one, n) == getattr(other, n) for n in ("nfc", "whole_words", "raw")
-    )
+    ours, theirs = ([_of_text(step) for step in how.steps] for how in (one, other))
+    return ours == theirs and (one.nfc, one.whole_words, one.raw) == (other.nfc, other.whole_words, other.raw)
 
 
 def _of_text(step: Any) -> Any:
@@ -181,7 +185,7 @@ def _of_text(step: Any) -> Any:
 
 
 def _raw_merges(tokenizer: JsonMergesTokenizer) -> _Vocabulary:
-    """Pieces in which U+2581 stands for a space, with merges: a piece's score is the rank of the first that makes it."""
+    """Pieces in which U+2581 stands for a space: their scores are the ranks of the first merges that make them."""
     pieces, types = _typed_pieces(tokenizer, tokenizer.user_defined_texts)
     scores = dict.fromkeys(range(len(pieces)), -1e6)
     ids = {piece: token for token, piece in enumerate(pieces)}
