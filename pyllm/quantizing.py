@@ -78,6 +78,7 @@ def quantize(
     if type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}, not {type!r}")
     path = model.find(source, progress)
+    _refuse_target(Path(target), path)
     if type in LLAMA2C:
         with model.load(path, threads=threads, progress=progress) as loaded:
             loaded.export(target, version=LLAMA2C[type])
@@ -90,6 +91,17 @@ def quantize(
     finally:
         checkpoint.close()
     return _summary(Path(target), path)
+
+
+def _refuse_target(target: Path, source: Path) -> None:
+    """A name under which the file could not be read, or that would take a file from a folder."""
+    if len(formats.files_of(target)) > 1:
+        raise ValueError(f"{target.name!r} is the name of one part of several, but the model is written into one file")
+    if not source.is_dir():
+        return
+    for part in formats.files_of(source):
+        if target.exists() and part.exists() and target.samefile(part):
+            raise ValueError(f"{target} is one of the files of {source}: it cannot be replaced alone")
 
 
 def _summary(target: Path, source: Path) -> Quantized:

@@ -85,6 +85,15 @@ def test_what_gguf_cannot_say_is_refused(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_a_folder_s_own_files_are_not_replaced(tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path, files=2)
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    for file in folder.iterdir():
+        with pytest.raises(ValueError, match="is one of the files of"):
+            pyllm.quantize(folder, file, "q8_0")
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
 def test_quantised_and_in_several_files(tmp_path: Path) -> None:
     """The same file, however many the folder has; matrices of it as the recipe says, vectors in fp32."""
     files = []
