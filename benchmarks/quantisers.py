@@ -1,6 +1,6 @@
 """How much quantising loses, and how long it takes: pyllm's quantisers beside ggml's own.
 
-    python benchmarks/quantisers.py [MODEL.gguf] [--ggml libggml-base.so] [--type q4_k ...] [--no-divergence] [--json FILE]
+    python benchmarks/quantisers.py [MODEL.gguf] [--ggml libggml-base.so] [--type q4_k ...] [--no-divergence]
 
 Both make blocks of the same weights, and pyllm reads both back, so only the choice of scales and codes differs.
 

@@ -356,7 +356,7 @@ def test_hidden_states_beside_logits_in_one_batch() -> None:
         hidden, out = np.zeros((n, 64), np.float32), np.zeros((n, VOCAB), np.float32)
         run_.session, run_.n, run_.n_logits = session.pointer, n, n if states or rows else 0
         run_.tokens = ffi.from_buffer("int32_t[]", ids)
-        run_.hidden = ffi.from_buffer("float[]", hidden) if states else ffi.NULL
+        run_.states = ffi.from_buffer("float[]", hidden) if states else ffi.NULL
         run_.logits = ffi.from_buffer("float[]", out) if rows else ffi.NULL
         kept.append((session, ids, hidden, out))
     _core.check(lib.pl_eval(model.pointer, runs, len(wants), 2, ffi.NULL, ffi.NULL, err), err)

@@ -189,6 +189,11 @@ class Tokenizer(ABC):
         """How control tokens are written in text, by id; "" for those that are not."""
         return self._traits.control
 
+    @property
+    def user_defined_texts(self) -> Mapping[int, str]:
+        """The texts that become one token wherever they stand, by id."""
+        return self._traits.user_defined
+
     def special_text(self, token: int) -> str:
         """How a token that templates name, such as BOS, is written in text."""
         return self._traits.control.get(token) or self.id_to_piece(token)

@@ -30,6 +30,11 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(self._read_traits(facts, control, user_defined, prefix, first_only, source))
         self._never_from_text = frozenset(control)
 
+    @property
+    def library(self) -> Any:
+        """The library's processor; it knows nothing of tokens that were added."""
+        return self._library
+
     def _add(self, facts: FolderFacts, control: dict[int, str], source: str) -> dict[int, str]:
         """Takes in the tokens that were added to the model's. Gives those that are no control tokens."""
         user_defined: dict[int, str] = {}
