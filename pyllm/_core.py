@@ -261,24 +261,53 @@ class NativeModel:
         """Bytes of one KV page."""
         return int(lib.pl_model_kv_page_bytes(self.pointer))
 
+    def limit_kv(self, pages: int) -> None:
+        """From now on sessions may hold so many KV pages in all; more raise OutOfMemoryError."""
+        lib.pl_model_limit_kv(self.pointer, pages)
+
+    def eval(self, parts: Sequence[Part], poll: Callable[[], bool] | None = None) -> list[np.ndarray]:
+        """One forward pass for several sessions; float32 (n_logits, vocab) for each.
+
+        A result is a read-only view of its session's buffer, valid until that session's next pass. `poll` is asked
+        between layers, at most every 20 ms; where it says True, Interrupted is raised. Whatever is raised, no session
+        has moved.
+        """
+        err, runs = _error(), ffi.new("pl_run[]", len(parts))
+        held = [session.fill(run, tokens, n_logits) for run, (session, tokens, n_logits) in zip(runs, parts, strict=True)]
+        asked = _Poll(poll) if poll else None
+        handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
+        status = lib.pl_eval(self.pointer, runs, len(parts), self.threads, callback, handle, err)
+        if asked and asked.raised is not None:
+            raise asked.raised
+        check(status, err)
+        return [rows for rows, *_ in held]
+
     def new_session(self, context_length: int) -> NativeSession:
         """An empty session for up to `context_length` positions."""
         err, out = _error(), ffi.new("pl_session **")
         check(lib.pl_session_new(self.pointer, context_length, out, err), err)
-        return NativeSession(self, out[0])
+        return NativeSession(self, out[0], context_length)
 
     def close(self) -> None:
         """Drop this reference; calls under way and sessions alive keep the weights until they end. Harmless twice."""
         self._pointer = None  # not ffi.release(): another thread may be on its way into C with the same pointer
 
 
+class Part(NamedTuple):
+    """One session's share of a forward pass: its next tokens, and for how many of the last the logits are wanted."""
+
+    session: NativeSession
+    tokens: Sequence[int] | np.ndarray
+    n_logits: int
+
+
 class NativeSession:
     """A `pl_session`: one timeline, one thread at a time."""
 
-    def __init__(self, model: NativeModel, pointer: Any) -> None:
+    def __init__(self, model: NativeModel, pointer: Any, context_length: int) -> None:
         self._model = model
+        self.context_length = context_length
         self._pointer = ffi.gc(pointer, lib.pl_session_free)
-        self._run, self._error = ffi.new("pl_run *"), _error()  # kept: a token may take only microseconds
         self._make_room(1)
 
     def _make_room(self, rows: int) -> None:
@@ -303,19 +332,16 @@ class NativeSession:
         The result is a read-only view of the session's buffer, valid until its next `eval`. `poll` is asked between
         layers, at most every 20 ms; where it says True, Interrupted is raised and the session has not moved.
         """
-        ids = np.ascontiguousarray(tokens, np.int32)
+        return self._model.eval([Part(self, tokens, n_logits)], poll)[0]
+
+    def fill(self, run: Any, tokens: Sequence[int] | np.ndarray, n_logits: int) -> tuple[np.ndarray, Any, Any]:
+        """Describe a pass over `tokens` in a pl_run: (where its logits will be, and what must live as long as it)."""
+        ids = ffi.from_buffer("int32_t[]", np.ascontiguousarray(tokens, np.int32))
         if n_logits > len(self._rows):
             self._make_room(n_logits)
-        run, err, buffer = self._run, self._error, ffi.from_buffer("int32_t[]", ids)
-        run.session, run.tokens, run.n = self.pointer, buffer, len(ids)
-        run.n_logits, run.logits = n_logits, self._run_logits
-        asked = _Poll(poll) if poll else None
-        handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
-        status = lib.pl_eval(self._model.pointer, run, 1, self._model.threads, callback, handle, err)
-        if asked and asked.raised is not None:
-            raise asked.raised
-        check(status, err)
-        return self._rows[:n_logits]
+        run.session = pointer = self.pointer
+        run.tokens, run.n, run.n_logits, run.logits = ids, len(ids), n_logits, self._run_logits
+        return self._rows[:n_logits], ids, pointer
 
     @property
     def position(self) -> int:
@@ -327,11 +353,21 @@ class NativeSession:
         err = _error()
         check(lib.pl_session_truncate(self.pointer, position, err), err)
 
-    def fork(self) -> NativeSession:
-        """A second session that shares this one's pages until either writes."""
+    def fork(self, position: int | None = None, context_length: int | None = None) -> NativeSession:
+        """A second session over the first `position` positions, that shares this one's pages until either writes.
+
+        None: all of them; a context as long as this one's.
+        """
         err, out = _error(), ffi.new("pl_session **")
-        check(lib.pl_session_fork(self.pointer, out, err), err)
-        return NativeSession(self._model, out[0])
+        position = self.position if position is None else position
+        context_length = self.context_length if context_length is None else context_length
+        check(lib.pl_session_fork(self.pointer, position, context_length, out, err), err)
+        return NativeSession(self._model, out[0], context_length)
+
+    def unite(self, other: NativeSession, position: int) -> None:
+        """Hold the pages of the first `position` tokens, the same in both, once: `other`'s take the place of mine."""
+        err = _error()
+        check(lib.pl_session_unite(self.pointer, other.pointer, position, err), err)
 
     def state(self) -> bytes:
         """Keys and values of all positions, as bytes."""
@@ -345,10 +381,8 @@ class NativeSession:
         check(lib.pl_session_state_write(self.pointer, buffer, len(buffer), position, err), err)
 
     def close(self) -> None:
-        """Free the session. Harmless twice."""
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            ffi.release(pointer)
+        """Free the session, once the forward pass it may be in has ended. Harmless twice."""
+        self._pointer = None
 
 
 # ---- sampling and merging --------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ CHUNK = 512
 #: Positions whose logits are held at once where those of every position are wanted.
 LOGIT_ROWS = 32
 
-_MAGIC = b"PLSESS\x00\x01"
+_MAGIC = b"PLSESS\x00\x02"
 _PREFIX = struct.Struct("<8sII")  # magic, bytes of the JSON header, CRC-32 of all that follows this prefix
 _HEADER_LIMIT = 1 << 16
 

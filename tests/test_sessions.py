@@ -457,7 +457,7 @@ def test_every_cut_and_every_flipped_byte_is_noticed(users: pyllm.Model, tmp_pat
 def test_a_crafted_header(users: pyllm.Model, tmp_path: Path, header: str) -> None:
     body = header.encode()
     path = tmp_path / "crafted"
-    path.write_bytes(struct.pack("<8sII", b"PLSESS\x00\x01", len(body), zlib.crc32(body)) + body)
+    path.write_bytes(struct.pack("<8sII", b"PLSESS\x00\x02", len(body), zlib.crc32(body)) + body)
     with pytest.raises(pyllm.ModelFormatError, match="header"):
         users.restore(path)
 

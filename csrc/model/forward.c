@@ -375,12 +375,12 @@ static void list_rows(pass *p) {
     }
 }
 
-int32_t pl_forward(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll, void *context,
-                   pl_error *err) {
+int32_t pl_forward(pl_model *model, pl_scratch *scratch, const pl_run *runs, int32_t n_runs, int32_t threads,
+                   pl_poll_fn poll, void *context, pl_error *err) {
     pass p = {.model = model,
               .config = &model->config,
               .kernels = pl_kernels_current(),
-              .scratch = &runs[0].session->scratch,
+              .scratch = scratch,
               .runs = runs,
               .n_runs = n_runs,
               .poll = poll,

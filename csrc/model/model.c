@@ -7,6 +7,7 @@
 #include "base/math.h"
 #include "base/memory.h"
 #include "model/config.h"
+#include "model/scratch.h"
 
 /* ---- slots: where each tensor goes and what shape it must have ----------------------------------------------------- */
 
@@ -84,6 +85,7 @@ int32_t pl_model_new(const pl_config *config, pl_model **out, pl_error *err) {
     m->kv = pl_kv_layout_of(config);
     m->layers = layers;
     atomic_init(&m->references, 1);
+    atomic_init(&m->page_limit, INT64_MAX);
     *out = m;
     return PL_OK;
 }
@@ -97,6 +99,7 @@ void pl_model_release(pl_model *m) {
             if (slots[s].form == VECTOR) pl_free(*(float **)slot_address(m, s, layer));
         }
     }
+    pl_scratch_return(m, NULL);
     pl_arena_free(&m->weights);
     pl_free(m->rope_frequencies);
     pl_free(m->layers);
@@ -209,3 +212,5 @@ size_t pl_model_nbytes(const pl_model *m) {
 int64_t pl_model_kv_pages(const pl_model *m) { return atomic_load(&((pl_model *)m)->pages); }
 
 size_t pl_model_kv_page_bytes(const pl_model *m) { return m->kv.page_bytes; }
+
+void pl_model_limit_kv(pl_model *m, int64_t pages) { atomic_store(&m->page_limit, pages); }
