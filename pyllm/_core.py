@@ -273,7 +273,7 @@ class NativeModel:
         has moved.
         """
         err, runs = _error(), ffi.new("pl_run[]", len(parts))
-        held = [session.fill(run, tokens, n_logits) for run, (session, tokens, n_logits) in zip(runs, parts, strict=True)]
+        held = [part.session.fill(run, part.tokens, part.n_logits) for run, part in zip(runs, parts, strict=True)]
         asked = _Poll(poll) if poll else None
         handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
         status = lib.pl_eval(self.pointer, runs, len(parts), self.threads, callback, handle, err)

@@ -21,6 +21,7 @@ from pyllm.formats.weight_types import FLOATS, MAKEABLE, fitting_type, type_name
 from pyllm.machine import available_threads
 from pyllm.progress import Progress, reporting
 from pyllm.sampling import Sampler, sampler_from_metadata
+from pyllm.scheduler import Scheduler
 from pyllm.session import Options, Session, Steps, begin_generation, restore_session
 from pyllm.tokenizers import Tokenizer
 
@@ -138,6 +139,7 @@ class Model:
         self._default_sampler = sampler_from_metadata(checkpoint.metadata)
         self._context_length = min(config.context_length, _core.LONGEST_CONTEXT)
         self._context_length = self._session_length(arguments["context_length"])
+        self._scheduler = Scheduler(native, lambda: False)
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
@@ -361,6 +363,11 @@ class Model:
     # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
 
     @property
+    def scheduler(self) -> Scheduler:
+        """What runs the forward passes."""
+        return self._scheduler
+
+    @property
     def closed(self) -> bool:
         """Whether `close()` was called."""
         return self._native.closed
@@ -399,7 +406,8 @@ class Model:
         length = self._session_length(context_length)
         if len(ids) > length:
             raise ContextLengthError(f"the prompt's {len(ids)} tokens exceed the context of {length} tokens")
-        return begin_generation(self, Steps(lambda: self.session(length), owned=True), ids, length, options)
+        steps = Steps(lambda _: self.session(length), self._scheduler, owned=True)
+        return begin_generation(self, steps, ids, length, options)
 
     def _session_length(self, wanted: int | None) -> int:
         made_for = min(self._config.context_length, _core.LONGEST_CONTEXT)

@@ -15,18 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from pyllm._core import Interrupted, NativeSession, log_probability
+from pyllm._core import NativeSession, log_probability
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.formats.export import replacing
 from pyllm.generation import Generation, Plan
 from pyllm.sampling import Sampler
+from pyllm.scheduler import Scheduler, Seat
 
 if TYPE_CHECKING:
     from pyllm.generation import Logits
     from pyllm.model import Model
 
-#: Tokens in one forward pass of a prompt: enough for full speed, few enough to be interrupted soon.
-CHUNK = 512
 #: Positions whose logits are held at once where those of every position are wanted.
 LOGIT_ROWS = 32
 
@@ -72,6 +71,9 @@ class Session:
         self._native = native
         self._context_length = context_length
         self._tokens = list(tokens)  # those past the native position were drawn, and are evaluated by the next call
+        self._seat = Seat(native)
+        self._asked = _Asked()
+        self._guess = Guess()  # what was evaluated beyond `tokens`
         self._lock = threading.Lock()
         self._closing = False
         self._closed = False
@@ -108,9 +110,8 @@ class Session:
         the logits after the last token taken in before. Raises `ValueError` for an id outside the vocabulary and
         `ContextLengthError` where the tokens do not fit; nothing is computed then.
         """
-        ids = self._model.check_tokens(tokens)
-        with self._entered():
-            logits = self._evaluate(ids, lambda: False)
+        self.ask(self._model.check_tokens(tokens), lambda: False)
+        logits = self.answer()
         if logits is None:
             raise ClosedError("the session or its model was closed during eval()")
         return logits
@@ -149,7 +150,8 @@ class Session:
         options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
         ids = self._model.encode_prompt(prompt, begin=not self._tokens)
         self.check_room(len(ids))
-        return begin_generation(self._model, Steps(lambda: self, owned=False), ids, self, options)
+        steps = Steps(lambda _: self, self._model.scheduler, owned=False)
+        return begin_generation(self._model, steps, ids, self, options)
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
@@ -180,15 +182,46 @@ class Session:
 
     # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
 
-    def advance(self, tokens: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
-        """`eval` for a generation: `poll` is asked between layers; once it is True, nothing happened and it is None."""
-        with self._entered():
-            return self._evaluate(tokens, poll)
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], guess: Sequence[int] = ()) -> None:
+        """Ask the scheduler for the logits after what was accepted and then `tokens`; `answer` gives them.
+
+        `poll` is asked often, by any thread; once it says True the session goes back to where it was. `guess`: tokens
+        that may come next; where they do, their logits are known already. The session is in use until `answer`.
+        """
+        self._enter()
+        try:
+            self._begin(tokens, lambda: self._closing or self._model.closed or poll(), guess)
+        except BaseException:
+            self._leave()
+            raise
+
+    @property
+    def ready(self) -> bool:
+        """Whether `answer` would not wait."""
+        return self._seat.ready
+
+    def answer(self) -> Logits | None:
+        """float32 (vocab,), valid until the next `ask`; None where `poll` stopped it."""
+        try:
+            return self._finish()
+        finally:
+            self._leave()
+
+    @property
+    def seat(self) -> Seat:
+        """The session's place in the scheduler."""
+        return self._seat
+
+    @property
+    def native(self) -> NativeSession:
+        """What holds the keys and values."""
+        return self._native
 
     def accept(self, token: int) -> None:
         """Take a drawn token in, to be evaluated by the next call."""
-        with self._entered():
-            self._tokens.append(token)
+        self._enter()
+        self._tokens.append(token)
+        self._leave()
 
     def sweep(self, tokens: Sequence[int]) -> Iterator[Logits]:
         """Take `tokens` in; yields the logits after every one, `LOGIT_ROWS` (n, vocab) at a time."""
@@ -196,6 +229,7 @@ class Session:
         for start in range(0, len(tokens), LOGIT_ROWS):
             chunk = tokens[start : start + LOGIT_ROWS]
             with self._entered():
+                self._drop_guess()
                 rows = self._native.eval(chunk, n_logits=len(chunk), poll=lambda: self._closing)
                 self._tokens += chunk
             yield rows
@@ -215,20 +249,32 @@ class Session:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """The calling thread's turn. Raises where it is another's, or where the session or its model is closed."""
+    def _enter(self) -> None:
+        """Take the session for the calling thread. Raises where it is another's, or where it or its model is closed."""
         if not self._lock.acquire(blocking=False):
             raise SessionBusyError("another thread is using this session; give each thread its own, or fork() it")
         try:
             if self._closing or self._closed:
                 raise ClosedError("this session was closed")
             self._model.check_open()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self._lock.release()
+        if self._closing:  # close() came when the lock was held
+            self._settle()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """The calling thread's turn, with nothing evaluated beyond the session's tokens."""
+        self._enter()
+        try:
+            self._drop_guess()
             yield
         finally:
-            self._lock.release()
-            if self._closing:  # close() came when the lock was held
-                self._settle()
+            self._leave()
 
     def _settle(self) -> None:
         """Close for good, unless a call is running: that call does it at its end."""
@@ -239,53 +285,122 @@ class Session:
             finally:
                 self._lock.release()
 
-    def _evaluate(self, ids: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
-        """Evaluate the tokens that are waiting, then `ids`, in chunks; all or nothing. None where `poll` stopped it."""
+    def _begin(self, ids: Sequence[int], poll: Callable[[], bool], guess: Sequence[int]) -> None:
         self.check_room(len(ids))
+        known = None if ids else self._guess.logits_after(self._tokens)
+        if known is not None:
+            self._asked = _Asked(len(self._tokens), self._native.position)
+            self._seat.settle(known)
+            return
+        self._drop_guess()
         taken, evaluated = len(self._tokens), self._native.position
         if evaluated == taken + len(ids):  # nothing to do but to look again: the last one gives the same bits again
             if evaluated == 0:
                 raise ValueError("there are no tokens to evaluate")
             evaluated -= 1
             self._native.truncate(evaluated)
-        try:
-            self._tokens.extend(ids)
-            return self._evaluate_from(evaluated, lambda: self._closing or self._model.closed or poll())
-        except BaseException as error:  # KeyboardInterrupt too: a session is never half-way
-            self._native.truncate(evaluated)
-            del self._tokens[taken:]
-            if isinstance(error, Interrupted):
-                return None
-            raise
+        guess = guess[: max(self._context_length - taken - len(ids), 0)]
+        self._asked = _Asked(taken, evaluated, guess)
+        self._tokens.extend(ids)
+        self._seat.ask([*self._tokens[evaluated:], *guess], 1 + len(guess), poll)
+        self._model.scheduler.add(self._seat)
 
-    def _evaluate_from(self, start: int, poll: Callable[[], bool]) -> Logits:
-        while len(self._tokens) - start > CHUNK:
-            if poll():  # the C library asks only in passes that take their time
-                raise Interrupted("stopped between two chunks of the prompt")
-            self._native.eval(self._tokens[start : start + CHUNK], n_logits=0, poll=poll)
-            start += CHUNK
-        logits: Logits = self._native.eval(self._tokens[start:], n_logits=1, poll=poll)[0]
+    def _finish(self) -> Logits | None:
+        """All or nothing: where it failed, was stopped or interrupted, the session is as it was."""
+        asked, seat = self._asked, self._seat
+        try:
+            self._model.scheduler.wait((seat,))
+            error, seat.error = seat.error, None  # its traceback leads back to the seat
+            if error is not None:
+                raise error
+        except BaseException:  # KeyboardInterrupt too
+            self._model.scheduler.withdraw(seat)
+            self._go_back(asked)
+            raise
+        if seat.rows is None:
+            self._go_back(asked)
+            return None
+        if asked.guess:
+            self._guess = Guess(len(self._tokens), asked.guess, seat.rows)
+        logits: Logits = seat.rows[0]
+        return logits
+
+    def _go_back(self, asked: _Asked) -> None:
+        self._native.truncate(min(asked.evaluated, self._native.position))
+        del self._tokens[asked.taken :]
+
+    def _drop_guess(self) -> None:
+        """Forget what was evaluated beyond the tokens that came."""
+        if self._guess.tokens:
+            self._native.truncate(min(self._guess.start + self._guess.right(self._tokens), self._native.position))
+            self._guess = Guess()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `ask` was called for: where the session stood, in tokens taken and evaluated, and what was guessed."""
+
+    taken: int = 0
+    evaluated: int = 0
+    guess: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Tokens evaluated before anyone knows that they come: from position `start` on. rows (1 + n, vocab)."""
+
+    start: int = 0
+    tokens: Sequence[int] = ()
+    rows: Logits | None = None
+
+    def right(self, tokens: Sequence[int]) -> int:
+        """How many of them came, where `tokens` is the whole text."""
+        n = 0
+        while n < len(self.tokens) and self.start + n < len(tokens) and tokens[self.start + n] == self.tokens[n]:
+            n += 1
+        return n
+
+    def logits_after(self, tokens: Sequence[int]) -> Logits | None:
+        """The logits after `tokens`, the whole text, if they are among the rows."""
+        n = len(tokens) - self.start
+        if self.rows is None or not 0 < n <= len(self.tokens) or self.right(tokens) < n:
+            return None
+        logits: Logits = self.rows[n : n + 1]
         return logits
 
 
 class Steps:
     """What drives a `Generation`: a session that is opened by the first step, and closed at the end where `owned`."""
 
-    def __init__(self, open_session: Callable[[], Session], *, owned: bool) -> None:
+    def __init__(self, open_session: Callable[[Sequence[int]], Session], pool: Scheduler, *, owned: bool) -> None:
         self._open = open_session
         self._owned = owned
         self._session: Session | None = None
+        self.pool = pool
+        self.cached = 0
 
     @property
     def position(self) -> int:
         """Tokens the session has taken in."""
         return self._session.position if self._session else 0
 
-    def advance(self, tokens: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
-        """See `Session.advance`."""
+    @property
+    def ready(self) -> bool:
+        """See `Session.ready`."""
+        return self._session is None or self._session.ready
+
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+        """See `Session.ask`. The first time, the session may hold the beginning of the tokens already."""
         if self._session is None:
-            self._session = self._open()
-        return self._session.advance(tokens, poll)
+            self._session = self._open(tokens)
+            self.cached = self._session.position if self._owned else 0
+            tokens = tokens[self.cached :]
+        self._session.ask(tokens, poll)
+
+    def answer(self) -> Logits | None:
+        """See `Session.answer`."""
+        assert self._session is not None
+        return self._session.answer()
 
     def accept(self, token: int) -> None:
         """See `Session.accept`."""
@@ -294,8 +409,10 @@ class Steps:
 
     def release(self) -> None:
         """Close the session, if it was opened for this generation alone."""
-        if self._session and self._owned:
-            self._session.close()
+        if self._session:
+            self.pool.withdraw(self._session.seat)
+            if self._owned:
+                self._session.close()
 
 
 def begin_generation(

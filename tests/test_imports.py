@@ -29,12 +29,15 @@ PY_MAY_IMPORT = {
     "_core": {"errors", "config", "machine", "_native"},
     "tokenizers": {"errors", "config", "machine", "formats", "_core"},
     "sampling": {"errors", "_core"},
-    "generation": {"errors", "machine"},
+    "generation": {"errors", "machine", "awaiting"},
+    "awaiting": set(),
+    "scheduler": {"errors", "_core"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
-PY_TYPES_ONLY = {"session": {"model"}}  # under TYPE_CHECKING: a name in an annotation, no import when running
+# Under TYPE_CHECKING: a name in an annotation, no import when running.
+PY_TYPES_ONLY = {"session": {"model"}, "awaiting": {"generation"}}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,
