@@ -161,6 +161,7 @@ int32_t pl_model_bind(pl_model *model, int32_t slot, int32_t layer, const pl_sou
 int32_t pl_model_finish(pl_model *model, pl_error *err);
 size_t pl_model_nbytes(const pl_model *model);      /* packed weights held in memory */
 size_t pl_model_token_bytes(const pl_model *model); /* weight bytes read to decode one token */
+enum { PL_PAGE = 64 };                              /* positions whose keys and values lie in one page */
 int64_t pl_model_kv_pages(const pl_model *model);   /* KV pages alive in all its sessions */
 size_t pl_model_kv_page_bytes(const pl_model *model);
 /* From now on sessions may hold `pages` KV pages in all; more are PL_MEMORY. At first as many as memory has. */

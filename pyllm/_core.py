@@ -39,6 +39,8 @@ EXCEPTIONS: dict[int, type[Exception]] = {
 
 #: The most positions a session may hold.
 LONGEST_CONTEXT: int = lib.PL_LONGEST_CONTEXT
+#: Positions whose keys and values lie in one page.
+PAGE: int = lib.PL_PAGE
 
 KV_TYPES = {"f16": lib.PL_TYPE_F16, "f32": lib.PL_TYPE_F32}
 

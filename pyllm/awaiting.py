@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 GRACE = 0.005
 
 
-async def next_chunk(generation: Generation, pool: Pool) -> Chunk | None:
+async def next_chunk(generation: Generation) -> Chunk | None:
     """The next chunk; None at the end. Cancelling the task closes the generation, and waits until it has let go."""
-    loop = asyncio.get_running_loop()
-    generation.begin()
-    answer: Answer = loop.create_future()
-    _send(loop, pool, generation, answer)
+    pool = generation.pool
+    if generation.batch is not None:  # which has a thread for all its members already
+        answer: Answer = asyncio.ensure_future(asyncio.to_thread(generation.batch.step, generation))
+    elif pool is None:
+        return None
+    else:
+        generation.begin()
+        answer = asyncio.get_running_loop().create_future()
+        _send(answer.get_loop(), pool, generation, answer)
     try:
         return await asyncio.shield(answer)
     except asyncio.CancelledError:
@@ -35,6 +41,16 @@ async def next_chunk(generation: Generation, pool: Pool) -> Chunk | None:
 
 _crews: dict[tuple[asyncio.AbstractEventLoop, Pool], _Crew] = {}  # those that have a worker
 _lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _crews.clear()  # their threads do not exist here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _send(loop: asyncio.AbstractEventLoop, pool: Pool, generation: Generation, answer: Answer) -> None:

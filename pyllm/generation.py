@@ -81,6 +81,18 @@ class Stepper(Ready, Protocol):
         ...
 
 
+class Together(Protocol):
+    """What steps several generations at once."""
+
+    def step(self, reader: Generation) -> Chunk | None:
+        """The reader's next chunk; None at its end."""
+        ...
+
+    def tidy(self) -> None:
+        """Let go of generations that were closed."""
+        ...
+
+
 class Decoder(Protocol):
     """Token ids to text, one by one."""
 
@@ -183,6 +195,8 @@ class Generation:
         self._position = -1  # where the stepper must be: anything else means that someone moved it
         self._cached = 0
         self._asked, self._started = False, 0.0
+        self._begun = False
+        self._batch: Together | None = None
         if plan.max_tokens == 0:
             self._finish("length")
 
@@ -207,8 +221,7 @@ class Generation:
         """
         from pyllm.awaiting import next_chunk  # here: most programs never need it, and asyncio is slow to import
 
-        pool = self.pool
-        chunk = await next_chunk(self, pool) if pool else self._step()
+        chunk = await next_chunk(self)
         if chunk is None:
             raise StopAsyncIteration
         return chunk
@@ -259,6 +272,8 @@ class Generation:
     def close(self) -> None:
         """End it here. From another thread this stops a running step within one layer. Harmless twice."""
         self._cancelled = True
+        if self._batch is not None:
+            self._batch.tidy()
         self._settle()
 
     async def aclose(self) -> None:
@@ -281,6 +296,8 @@ class Generation:
 
     def _step(self) -> Chunk | None:
         """One token further; None at the end."""
+        if self._batch is not None:
+            return self._batch.step(self)
         self.begin()
         return self.complete()
 
@@ -293,9 +310,39 @@ class Generation:
         try:
             self._started = time.perf_counter()
             self._asked = self._ask()
+            self._begun = True
         except BaseException:
             self._abort()
             raise
+
+    def join(self, batch: Together) -> None:
+        """From now on `batch` takes the steps, for whoever reads this generation."""
+        self._batch = batch
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The ids of the prompt."""
+        return self._plan.prompt
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the prompt is still to be read."""
+        return not self._tokens
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `close` was called."""
+        return self._cancelled
+
+    @property
+    def begun(self) -> bool:
+        """Whether `complete` must follow."""
+        return self._begun
+
+    @property
+    def batch(self) -> Together | None:
+        """What takes the steps, where this generation is not alone."""
+        return self._batch
 
     @property
     def ready(self) -> bool:
@@ -324,6 +371,7 @@ class Generation:
             self._leave()
 
     def _leave(self) -> None:
+        self._begun = False
         self._lock.release()
         if self._cancelled:  # close() came when the lock was held
             self._settle()

@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pyllm._core import Interrupted, Part
-from pyllm.errors import OutOfMemoryError
+from pyllm.errors import OutOfMemoryError, PyllmError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -355,7 +355,10 @@ _all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for scheduler in _all:
+        waiting = tuple(scheduler._waiting)
         scheduler._start_afresh()  # the threads that led and waited do not exist here
+        for seat in waiting:
+            seat.settle(None, PyllmError("this was being computed when the process forked: begin again"))
 
 
 if hasattr(os, "register_at_fork"):

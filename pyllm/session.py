@@ -9,7 +9,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from pyllm.scheduler import Scheduler, Seat
 if TYPE_CHECKING:
     from pyllm.generation import Logits
     from pyllm.model import Model
+    from pyllm.prefixes import Prefixes
 
 #: Positions whose logits are held at once where those of every position are wanted.
 LOGIT_ROWS = 32
@@ -150,8 +151,7 @@ class Session:
         options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
         ids = self._model.encode_prompt(prompt, begin=not self._tokens)
         self.check_room(len(ids))
-        steps = Steps(lambda _: self, self._model.scheduler, owned=False)
-        return begin_generation(self._model, steps, ids, self, options)
+        return begin_generation(self._model, Steps(self, self._model.scheduler), ids, self, options)
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
@@ -206,6 +206,11 @@ class Session:
             return self._finish()
         finally:
             self._leave()
+
+    def share(self, prefixes: Prefixes) -> None:
+        """Let texts that begin alike have what was evaluated so far; the session goes on with it, too."""
+        with self._entered():
+            prefixes.keep(self._tokens[: self._native.position], self._native)
 
     @property
     def seat(self) -> Seat:
@@ -370,12 +375,10 @@ class Guess:
 
 
 class Steps:
-    """What drives a `Generation`: a session that is opened by the first step, and closed at the end where `owned`."""
+    """What drives a `Generation`: a session, used alone by it from one step to the next."""
 
-    def __init__(self, open_session: Callable[[Sequence[int]], Session], pool: Scheduler, *, owned: bool) -> None:
-        self._open = open_session
-        self._owned = owned
-        self._session: Session | None = None
+    def __init__(self, session: Session | None, pool: Scheduler) -> None:
+        self._session = session
         self.pool = pool
         self.cached = 0
 
@@ -390,11 +393,8 @@ class Steps:
         return self._session is None or self._session.ready
 
     def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
-        """See `Session.ask`. The first time, the session may hold the beginning of the tokens already."""
-        if self._session is None:
-            self._session = self._open(tokens)
-            self.cached = self._session.position if self._owned else 0
-            tokens = tokens[self.cached :]
+        """See `Session.ask`."""
+        assert self._session is not None
         self._session.ask(tokens, poll)
 
     def answer(self) -> Logits | None:
@@ -404,15 +404,58 @@ class Steps:
 
     def accept(self, token: int) -> None:
         """See `Session.accept`."""
-        if self._session:
-            self._session.accept(token)
+        assert self._session is not None
+        self._session.accept(token)
 
     def release(self) -> None:
-        """Close the session, if it was opened for this generation alone."""
-        if self._session:
+        """Leave the session alone."""
+        if self._session is not None:
             self.pool.withdraw(self._session.seat)
-            if self._owned:
-                self._session.close()
+
+
+class OwnSteps(Steps):
+    """Steps in a session of their own: opened by the first, with what is known of the prompt, and closed at the end.
+
+    What was read and written goes to `prefixes`, for texts that begin alike.
+    """
+
+    def __init__(self, model: Model, context_length: int, prefixes: Prefixes) -> None:
+        super().__init__(None, model.scheduler)
+        self._model = model
+        self._context_length = context_length
+        self._prefixes = prefixes
+        self._shared = False
+
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+        """Ask for what is not known of the tokens; the last one's logits never are."""
+        if self._session is None:
+            self._session = self._open(tokens)
+            self.cached = self._session.position
+            tokens = tokens[self.cached :]
+        super().ask(tokens, poll)
+
+    def answer(self) -> Logits | None:
+        """See `Session.answer`. The prompt is shared as soon as it is read."""
+        assert self._session is not None
+        logits = self._session.answer()
+        if logits is not None and not self._shared:
+            self._shared = True
+            self._session.share(self._prefixes)
+        return logits
+
+    def release(self) -> None:
+        """Share the text, and close the session."""
+        super().release()
+        if self._session is not None:
+            with suppress(ClosedError):  # then there is nothing left to share
+                self._session.share(self._prefixes)
+            self._session.close()
+
+    def _open(self, tokens: Sequence[int]) -> Session:
+        found = self._prefixes.find(tokens[:-1], self._context_length)
+        if found is None:
+            return self._model.session(self._context_length)
+        return Session(self._model, found.session, self._context_length, tokens[: found.n])
 
 
 def begin_generation(

@@ -30,14 +30,16 @@ PY_MAY_IMPORT = {
     "tokenizers": {"errors", "config", "machine", "formats", "_core"},
     "sampling": {"errors", "_core"},
     "generation": {"errors", "machine", "awaiting"},
+    "batching": set(),
     "awaiting": set(),
     "scheduler": {"errors", "_core"},
+    "prefixes": {"_core"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
 # Under TYPE_CHECKING: a name in an annotation, no import when running.
-PY_TYPES_ONLY = {"session": {"model"}, "awaiting": {"generation"}}
+PY_TYPES_ONLY = {"session": {"model"}, "awaiting": {"generation"}, "batching": {"generation"}}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,

@@ -63,8 +63,8 @@ int32_t pl_pages_reserve(pl_model *m, pl_page_table *t, int64_t begin, int64_t e
     for (int64_t i = begin / PL_PAGE; i < n; i++) {
         uint8_t *page = i < t->n ? page_own(m, t->pages[i]) : page_new(m);
         if (page == NULL) {
-            return pl_fail(err, PL_MEMORY, "no memory for a KV page of %zu bytes beside %lld others",
-                           m->kv.page_bytes, (long long)atomic_load(&m->pages));
+            return pl_fail(err, PL_MEMORY, "no memory for a KV page of %zu bytes beside %lld others", m->kv.page_bytes,
+                           (long long)atomic_load(&m->pages));
         }
         t->pages[i] = page;
         if (i >= t->n) t->n = i + 1;

@@ -10,7 +10,6 @@
 #include "pyllm.h"
 
 enum {
-    PL_PAGE = 64,   /* positions per page */
     PL_CHUNK = 256, /* positions whose softmax is taken at once; part of the arithmetic */
     PL_ROWS = 16,   /* queries that one call of pl_attend may share its keys with */
 };
