@@ -25,6 +25,7 @@ from pyllm.progress import Progress, reporting
 from pyllm.sampling import SEEDS, Sampler, check_seed, sampler_from_metadata
 from pyllm.scheduler import Scheduler
 from pyllm.session import Options, OwnSteps, Session, begin_generation, restore_session
+from pyllm.speculation import PromptLookup, SmallerModel, Speculation
 from pyllm.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def load(
     kv_dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     dtype: str | None = None,
+    speculation: bool = True,
+    draft: str | os.PathLike[str] | Model | None = None,
     prefix_cache: int | None = PREFIX_CACHE,
     kv_memory: int | None = None,
     progress: Progress | bool | None = None,
@@ -77,6 +80,9 @@ def load(
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
     `dtype`: a weight type such as "q8_0" or "q4_k" that matrices stored as F32, F16 or BF16 are quantised to while they
     are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
+    `speculation`: guess at tokens from what the text already holds, and evaluate several at once where that is faster.
+    `draft`: a smaller model with the same vocabulary, or where to load it from, that guesses instead. Texts are the
+    same to the bit, with or without.
     `prefix_cache`: bytes of keys and values that stay for prompts that begin like earlier ones, which then need not be
     read again; what was not used for longest goes first. 0 or None: none stay. Answers are the same to the bit.
     `kv_memory`: bytes that keys and values may take in all, those of the prefix cache too, which make room for others.
@@ -87,8 +93,9 @@ def load(
     `ModelUnavailableError` where there is no such model, `TokenizerError` for a tokenizer that does not fit, and
     `ValueError` for an argument out of range.
     """
-    arguments = {"threads": threads, "context_length": context_length, "precision": precision, "tokenizer": tokenizer}
-    arguments |= {"dtype": dtype, "prefix_cache": prefix_cache, "kv_memory": kv_memory}
+    arguments: dict[str, Any] = {"threads": threads, "context_length": context_length, "precision": precision}
+    arguments |= {"tokenizer": tokenizer, "dtype": dtype, "speculation": speculation, "draft": draft}
+    arguments |= {"prefix_cache": prefix_cache, "kv_memory": kv_memory}
     threads = available_threads() if threads is None else _checked_threads(threads)
     _check_choice("precision", precision, PLANES)
     _check_choice("kv_dtype", kv_dtype, (*KV_DTYPES, None))
@@ -158,6 +165,7 @@ class Model:
         if arguments["kv_memory"] is not None:
             native.limit_kv(arguments["kv_memory"] // native.kv_page_bytes)
         self._scheduler = Scheduler(native, self._prefixes.make_room)
+        self._draft = _open_draft(arguments["draft"], config)
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
@@ -266,6 +274,7 @@ class Model:
         logprobs: bool = False,
         timeout: float | None = None,
         context_length: int | None = None,
+        speculation: bool | None = None,
     ) -> Generation:
         """Continue `prompt`, a text or token ids. Lazy: nothing is computed before the result is read.
 
@@ -276,7 +285,7 @@ class Model:
         Raises `ContextLengthError` for a prompt longer than the context, `TokenizerError` for text without a
         tokenizer, and `ValueError` for ids outside the vocabulary; all before anything is computed.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, speculation)
         return self._generate(self.encode_prompt(prompt), context_length, options)
 
     def chat(
@@ -291,6 +300,7 @@ class Model:
         logprobs: bool = False,
         timeout: float | None = None,
         context_length: int | None = None,
+        speculation: bool | None = None,
     ) -> Generation:
         """Answer a conversation: mappings with "role" and "content", through the model's own chat template.
 
@@ -300,7 +310,7 @@ class Model:
         from pyllm.tokenizers.chat import encode_chat  # here: templates need jinja2, which is slow to import
 
         self.check_open()
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, speculation)
         ids = encode_chat(self._need_tokenizer(), messages, tools=tools, add_generation_prompt=True)
         return self._generate(ids, context_length, options)
 
@@ -317,6 +327,7 @@ class Model:
         timeout: float | None = None,
         context_length: int | None = None,
         max_batch: int | None = None,
+        speculation: bool | None = None,
     ) -> list[Generation]:
         """Continue many prompts through shared forward passes: one `Generation` each, equal to that of `generate`.
 
@@ -339,7 +350,7 @@ class Model:
         for prompt, each in zip(ids, samplers, strict=True):
             for i in range(n):
                 own_seed = _sample_seed(each or self._default_sampler, seed, i)
-                options = Options(max_tokens, each, stop, own_seed, logprobs, timeout)
+                options = Options(max_tokens, each, stop, own_seed, logprobs, timeout, speculation)
                 members.append(self._generate(prompt, context_length, options, prefixes))
         Batch(members, max_batch or MOST_AT_ONCE, prefixes.worth_beginning)
         return members
@@ -404,6 +415,8 @@ class Model:
         """Free the weights, once the last running evaluation has ended. Harmless twice."""
         self._native.close()
         self._prefixes.close()
+        if self._draft is not None and self._draft is not self._arguments["draft"]:
+            self._draft.close()
 
     def __enter__(self) -> Model:
         return self
@@ -420,6 +433,12 @@ class Model:
         return _reopen, (str(self._path), self._fingerprint, arguments)
 
     # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
+
+    def speculate(self, wanted: bool | None) -> Speculation | None:
+        """What guesses at the tokens of one generation; `wanted` None: as the model was loaded."""
+        if not (self._arguments["speculation"] if wanted is None else wanted):
+            return None
+        return Speculation(SmallerModel(self._draft.session) if self._draft else PromptLookup())
 
     @property
     def prefixes(self) -> Prefixes:
@@ -472,7 +491,7 @@ class Model:
         length = self._session_length(context_length)
         if len(ids) > length:
             raise ContextLengthError(f"the prompt's {len(ids)} tokens exceed the context of {length} tokens")
-        steps = OwnSteps(self, length, prefixes or self._prefixes)
+        steps = OwnSteps(self, length, prefixes or self._prefixes, self.speculate(options.speculation))
         return begin_generation(self, steps, ids, length, options)
 
     def _session_length(self, wanted: int | None) -> int:
@@ -517,6 +536,16 @@ def _checked_threads(threads: int) -> int:
     if not 1 <= operator.index(threads) <= MAX_THREADS:
         raise ValueError(f"threads must be in [1, {MAX_THREADS}], or None, not {threads}")
     return operator.index(threads)
+
+
+def _open_draft(draft: str | os.PathLike[str] | Model | None, config: ModelConfig) -> Model | None:
+    """The model that guesses. Raises `ValueError` where its vocabulary is another."""
+    if draft is None:
+        return None
+    model = draft if isinstance(draft, Model) else load(draft, prefix_cache=None, speculation=False)
+    if model.config.vocab_size != config.vocab_size:
+        raise ValueError(f"draft has {model.config.vocab_size} tokens, and the model {config.vocab_size}")
+    return model
 
 
 def _sample_seed(sampler: Sampler, seed: int | None, i: int) -> int | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyllm.generation import Logits
     from pyllm.model import Model
     from pyllm.prefixes import Prefixes
+    from pyllm.speculation import Speculation
 
 #: Positions whose logits are held at once where those of every position are wanted.
 LOGIT_ROWS = 32
@@ -45,6 +46,7 @@ class Options:
     seed: int | None
     logprobs: bool
     timeout: float | None
+    speculation: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and operator.index(self.max_tokens) < 0:
@@ -141,6 +143,7 @@ class Session:
         seed: int | None = None,
         logprobs: bool = False,
         timeout: float | None = None,
+        speculation: bool | None = None,
     ) -> Generation:
         """Go on from where the session stands, after `prompt`, and take the generated tokens in too.
 
@@ -148,10 +151,11 @@ class Session:
         The session must be left alone while the generation is under way; to do something else with it, just stop
         iterating.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, speculation)
         ids = self._model.encode_prompt(prompt, begin=not self._tokens)
         self.check_room(len(ids))
-        return begin_generation(self._model, Steps(self, self._model.scheduler), ids, self, options)
+        steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
+        return begin_generation(self._model, steps, ids, self, options)
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
@@ -211,6 +215,21 @@ class Session:
         """Let texts that begin alike have what was evaluated so far; the session goes on with it, too."""
         with self._entered():
             prefixes.keep(self._tokens[: self._native.position], self._native)
+
+    @property
+    def text(self) -> Sequence[int]:
+        """The tokens themselves, not a copy."""
+        return self._tokens
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether the logits of the next `ask` without tokens are known, since a guess was right."""
+        return self._guess.logits_after(self._tokens) is not None
+
+    @property
+    def guessed_right(self) -> int:
+        """How many tokens of the last guess have come."""
+        return self._guess.right(self._tokens)
 
     @property
     def seat(self) -> Seat:
@@ -295,6 +314,7 @@ class Session:
         known = None if ids else self._guess.logits_after(self._tokens)
         if known is not None:
             self._asked = _Asked(len(self._tokens), self._native.position)
+            self._seat.seconds = 0.0
             self._seat.settle(known)
             return
         self._drop_guess()
@@ -377,8 +397,10 @@ class Guess:
 class Steps:
     """What drives a `Generation`: a session, used alone by it from one step to the next."""
 
-    def __init__(self, session: Session | None, pool: Scheduler) -> None:
+    def __init__(self, session: Session | None, pool: Scheduler, speculation: Speculation | None) -> None:
         self._session = session
+        self._speculation = speculation
+        self._prompt = True  # the tokens asked for are the prompt
         self.pool = pool
         self.cached = 0
 
@@ -394,13 +416,21 @@ class Steps:
 
     def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
         """See `Session.ask`."""
-        assert self._session is not None
-        self._session.ask(tokens, poll)
+        session = self._session
+        guess: Sequence[int] = ()
+        assert session is not None
+        self._prompt = bool(tokens)
+        if self._speculation and not tokens and not session.foreseen:
+            guess = self._speculation.draft(session.text, session.guessed_right, poll)
+        session.ask(tokens, poll, guess)
 
     def answer(self) -> Logits | None:
         """See `Session.answer`."""
         assert self._session is not None
-        return self._session.answer()
+        logits, seat = self._session.answer(), self._session.seat
+        if self._speculation and seat.seconds and not self._prompt:
+            self._speculation.passed(seat.seconds, seat.alone)
+        return logits
 
     def accept(self, token: int) -> None:
         """See `Session.accept`."""
@@ -419,8 +449,8 @@ class OwnSteps(Steps):
     What was read and written goes to `prefixes`, for texts that begin alike.
     """
 
-    def __init__(self, model: Model, context_length: int, prefixes: Prefixes) -> None:
-        super().__init__(None, model.scheduler)
+    def __init__(self, model: Model, context_length: int, prefixes: Prefixes, speculation: Speculation | None) -> None:
+        super().__init__(None, model.scheduler, speculation)
         self._model = model
         self._context_length = context_length
         self._prefixes = prefixes
@@ -436,9 +466,8 @@ class OwnSteps(Steps):
 
     def answer(self) -> Logits | None:
         """See `Session.answer`. The prompt is shared as soon as it is read."""
-        assert self._session is not None
-        logits = self._session.answer()
-        if logits is not None and not self._shared:
+        logits = super().answer()
+        if logits is not None and self._session is not None and not self._shared:
             self._shared = True
             self._session.share(self._prefixes)
         return logits

@@ -31,6 +31,7 @@ PY_MAY_IMPORT = {
     "sampling": {"errors", "_core"},
     "generation": {"errors", "machine", "awaiting"},
     "batching": set(),
+    "speculation": set(),
     "awaiting": set(),
     "scheduler": {"errors", "_core"},
     "prefixes": {"_core"},
@@ -39,7 +40,12 @@ PY_MAY_IMPORT = {
     "catalogue": {"errors", "progress", "package_index"},
 }
 # Under TYPE_CHECKING: a name in an annotation, no import when running.
-PY_TYPES_ONLY = {"session": {"model"}, "awaiting": {"generation"}, "batching": {"generation"}}
+PY_TYPES_ONLY = {
+    "session": {"model"},
+    "awaiting": {"generation"},
+    "batching": {"generation"},
+    "speculation": {"session"},
+}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,
