@@ -302,8 +302,11 @@ int32_t pl_eval(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t thr
         status = pl_pages_reserve(model, &s->table, s->position, s->position + runs[r].n, err);
     }
     if (status != PL_OK) return status;
+    pl_scratch *scratch = pl_scratch_borrow(model);
+    if (scratch == NULL) return pl_fail(err, PL_MEMORY, "no memory for a forward pass");
     threads = useful_threads(model, runs, n_runs, threads);
-    status = pl_forward(model, runs, n_runs, threads, poll, context, err);
+    status = pl_forward(model, scratch, runs, n_runs, threads, poll, context, err);
+    pl_scratch_return(model, scratch);
     for (int32_t r = 0; r < n_runs && status == PL_OK; r++) runs[r].session->position += runs[r].n;
     return status;
 }

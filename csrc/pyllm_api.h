@@ -269,8 +269,11 @@ int32_t pl_model_bind(pl_model *model, int32_t slot, int32_t layer, int32_t expe
 int32_t pl_model_finish(pl_model *model, pl_error *err);
 size_t pl_model_nbytes(const pl_model *model);      /* packed weights held in memory */
 size_t pl_model_token_bytes(const pl_model *model); /* weight bytes read to decode one token */
+enum { PL_PAGE = 64 };                              /* positions whose keys and values lie in one page */
 int64_t pl_model_kv_pages(const pl_model *model);   /* KV pages alive in all its sessions */
 size_t pl_model_kv_page_bytes(const pl_model *model);
+/* From now on sessions may hold `pages` KV pages in all; more are PL_MEMORY. At first as many as memory has. */
+void pl_model_limit_kv(pl_model *model, int64_t pages);
 void pl_model_release(pl_model *model); /* drops the caller's reference; sessions hold their own */
 
 /* ---- sessions -------------------------------------------------------------------------------------------------- */
@@ -287,8 +290,14 @@ int64_t pl_session_position(const pl_session *session); /* tokens evaluated so f
  * on. */
 void pl_session_restart(pl_session *session, int64_t length);
 int32_t pl_session_truncate(pl_session *session, int64_t position, pl_error *err);
-int32_t pl_session_fork(const pl_session *session, pl_session **out, pl_error *err); /* shares pages, copies on write */
-/* KV of positions [0, position) as bytes, the same whatever pages they lie in; and back. */
+/* A second session, over the first `position` positions: pages are shared, and copied when either writes to them. */
+int32_t pl_session_fork(const pl_session *session, int64_t position, int64_t context_length, pl_session **out,
+                        pl_error *err);
+/* Two sessions that came to the same first `position` tokens in their own ways, so that law 1 makes their whole pages
+ * there equal: `session` gives its own up for those of `with`. */
+int32_t pl_session_unite(pl_session *session, const pl_session *with, int64_t position, pl_error *err);
+/* KV of positions [0, position) as bytes, in the type that the pages have, the same whatever pages they lie in; and
+ * back. */
 size_t pl_session_state_bytes(const pl_session *session);
 int32_t pl_session_state_read(const pl_session *session, void *out, size_t nbytes, pl_error *err);
 int32_t pl_session_state_write(pl_session *session, const void *data, size_t nbytes, int64_t position, pl_error *err);

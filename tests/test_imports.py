@@ -29,15 +29,27 @@ PY_MAY_IMPORT = {
     "_core": {"errors", "config", "machine", "_native"},
     "tokenizers": {"errors", "config", "machine", "formats", "_core"},
     "sampling": {"errors", "_core"},
-    "generation": {"errors", "machine"},
+    "generation": {"errors", "machine", "awaiting"},
+    "batching": set(),
+    "speculation": set(),
+    "awaiting": set(),
+    "scheduler": {"errors", "_core"},
+    "prefixes": {"_core"},
     "hooks": set(),
     "grammar": {"errors"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
-# under TYPE_CHECKING: a name in an annotation, no import when running
-PY_TYPES_ONLY = {"session": {"model"}, "hooks": {"generation"}, "grammar": {"generation", "sampling", "tokenizers"}}
+# Under TYPE_CHECKING: a name in an annotation, no import when running.
+PY_TYPES_ONLY = {
+    "session": {"model"},
+    "awaiting": {"generation"},
+    "batching": {"generation"},
+    "speculation": {"session"},
+    "hooks": {"generation"},
+    "grammar": {"generation", "sampling", "tokenizers"},
+}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,

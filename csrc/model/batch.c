@@ -48,12 +48,12 @@ static int64_t list_answers(pl_pass *p, int with_logits, int64_t m) {
     return m;
 }
 
-int32_t pl_forward(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll, void *context,
-                   pl_error *err) {
+int32_t pl_forward(pl_model *model, pl_scratch *scratch, const pl_run *runs, int32_t n_runs, int32_t threads,
+                   pl_poll_fn poll, void *context, pl_error *err) {
     pl_pass p = {.model = model,
                  .config = &model->config,
                  .kernels = pl_kernels_current(),
-                 .scratch = &runs[0].session->scratch,
+                 .scratch = scratch,
                  .runs = runs,
                  .n_runs = n_runs,
                  .poll = poll,

@@ -60,7 +60,7 @@ def ban(tokens: tuple[int, ...], logits: npt.NDArray[np.float32]) -> None:
 
 def scale(tokens: tuple[int, ...], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """See `ban`."""
-    return logits * np.float32(2)
+    return np.multiply(logits, 2, dtype=np.float32)
 
 
 generation = model.generate("Once", logits_processor=ban)
