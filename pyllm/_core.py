@@ -355,7 +355,7 @@ class NativeSession:
         return int(lib.pl_session_position(self.pointer))
 
     def expect(self, length: int) -> None:
-        """Say how long the sequence is going to be. The session is empty afterwards where that changes RoPE's factors."""
+        """Say how long the sequence will be. The session is empty afterwards where that changes RoPE's factors."""
         lib.pl_session_expect(self.pointer, length)
 
     def truncate(self, position: int) -> None:
