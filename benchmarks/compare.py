@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from peers import ENGINES, Setup, open_engine
 import pyllm
 from pyllm import comparing
 from pyllm.comparing import LOOK, SETTLING, Trial, Worker
+from pyllm.machine import available_threads
 from pyllm.probes import buffer_of
 
 DEFAULT_ENGINES = ("pyllm:high", "pyllm:fast")
@@ -163,8 +164,8 @@ def measure_fidelity(plan: Plan, failures: list[Any]) -> dict[str, Any]:
         print(f"fidelity of {shown(name)}", file=sys.stderr)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
-                setup = replace(plan.setup(len(conditions.machine()["cpus"])), model=plan.model)
-                rows[name] = asdict(pool.submit(fidelity.measure, name, reference, setup).result()[1])
+                source = (plan.model, available_threads(), plan.converted)
+                rows[name] = asdict(pool.submit(fidelity.measure, name, reference, *source).result()[1])
             except Exception as error:  # whatever a peer raises is recorded
                 failures += failed({name: f"{type(error).__name__}: {error}"}, "fidelity", 0)
     return rows

@@ -35,10 +35,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def panels(record: dict[str, Any], threads: int) -> dict[str, list[dict[str, Any]]]:
     """Test to its rows, best first: those with so many threads, and those of engines that were given fewer."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {r["test"]: [] for r in record["results"] if r["threads"] == threads}
     for row in record["results"]:
-        if row["threads"] == threads or "@" in row["engine"]:
-            found.setdefault(row["test"], []).append(row)
+        if row["test"] in found and (row["threads"] == threads or "@" in row["engine"]):
+            found[row["test"]].append(row)
     return {
         test: sorted(rows, key=lambda row: row["median"], reverse=row_unit(rows[0]) != "s")
         for test, rows in found.items()
@@ -86,6 +86,8 @@ def draw(record: dict[str, Any], threads: int) -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
+    # Words stay words, and the same record gives the same bytes.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pyllm"})
     from matplotlib import pyplot
 
     tests = panels(record, threads)
@@ -116,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in arguments.record:
         figure = draw(read(path), arguments.threads)
         for suffix in (".png", ".svg"):
-            figure.savefig(arguments.out / f"{path.stem}{suffix}", dpi=DOTS_PER_INCH)
+            metadata = {"Date": None} if suffix == ".svg" else None
+            figure.savefig(arguments.out / f"{path.stem}{suffix}", dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 if __name__ == "__main__":
