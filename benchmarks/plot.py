@@ -52,11 +52,8 @@ def row_unit(row: dict[str, Any]) -> str:
 
 def label(row: dict[str, Any], fidelity: dict[str, Any]) -> str:
     """An engine's name, and how close it is."""
-    name = row["engine"]
-    program, equals, path = name.partition("=")
-    close = fidelity.get(name.partition("@")[0])
-    shown = f"{program} {Path(path).name}" if equals else name
-    return f"{shown}\n{close['top1_kept']:.2%} kept" if close else shown
+    close = fidelity.get(row["engine"].partition("@")[0])
+    return f"{row['engine']}\n{close['top1_kept']:.2%} kept" if close else row["engine"]
 
 
 def draw_panel(axes: Any, test: str, rows: Sequence[dict[str, Any]], fidelity: dict[str, Any]) -> None:

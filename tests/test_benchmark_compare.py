@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 from tinygguf import Q4_0, tiny_llama
 
-from pyllm import cli, comparing, probes
+import pyllm
+from pyllm import bench, cli, comparing, probes
 from pyllm.comparing import Sample
 from pyllm.peers import Setup, open_engine
 from pyllm.probes import Probe
@@ -221,8 +222,14 @@ def test_bench_compare(tiny: str, hasty: None, capsys: pytest.CaptureFixture) ->
     assert record["peers"] == ["pyllm:fast"]
     assert [row["test"] for row in record["results"]] == ["prefill 8"] * 2 + ["decode 4"] * 2
     assert record["results"][0]["ratios"]["pyllm:fast"]["pairs"] == 2
+    with pyllm.load(tiny) as high, pyllm.load(tiny, precision="fast") as fast:
+        ids = high.tokenizer.encode(bench.PROSE)[: high.context_length]
+        same = (high.logits(ids).argmax(-1) == fast.logits(ids).argmax(-1)).mean()
+    assert record["agreement"] == {"pyllm:fast": same}
     assert cli.main([*arguments, "--threads", "1"]) == 0
-    assert "× pyllm:fast" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "× pyllm:fast" in shown
+    assert f"pyllm:fast chooses as pyllm:high at {same:.1%} of a text's positions" in shown
 
 
 def test_bench_compare_says_which_engine_cannot_be_had(tiny: str, capsys: pytest.CaptureFixture) -> None:

@@ -31,7 +31,7 @@ def record() -> dict[str, Any]:
     results = [
         row("pyllm:high", "decode 128", 500),
         row("llama.cpp", "decode 128", 700, condition="busy"),
-        row("run.c=/somewhere/run@1", "decode 128", 100, threads=1),
+        row("run.c=run@1", "decode 128", 100, threads=1),
         row("pyllm:high", "decode 128", 300, threads=1),
         row("llama.cpp", "cold start", 0.25, unit="s"),
         row("pyllm:high", "cold start", 0.125, unit="s"),
@@ -48,11 +48,11 @@ def record() -> dict[str, Any]:
 def test_panels_hold_the_rows_of_one_number_of_threads_best_first(plot: ModuleType, record: dict[str, Any]) -> None:
     found = {test: [(r["engine"], r["median"]) for r in rows] for test, rows in plot.panels(record, 2).items()}
     assert found == {
-        "decode 128": [("llama.cpp", 700), ("pyllm:high", 500), ("run.c=/somewhere/run@1", 100)],
+        "decode 128": [("llama.cpp", 700), ("pyllm:high", 500), ("run.c=run@1", 100)],
         "cold start": [("pyllm:high", 0.125), ("llama.cpp", 0.25)],
     }
     labels = [plot.label(r, record["fidelity"]) for r in plot.panels(record, 2)["decode 128"]]
-    assert labels == ["llama.cpp", "pyllm:high\n99.91% kept", "run.c run@1"]
+    assert labels == ["llama.cpp", "pyllm:high\n99.91% kept", "run.c=run@1"]
 
 
 def test_pictures(plot: ModuleType, record: dict[str, Any], tmp_path: Path) -> None:
