@@ -207,7 +207,7 @@ def find_reference(arguments: argparse.Namespace) -> tuple[str, Reference]:
         return Path(arguments.reference).name, read_reference(Path(arguments.reference))
     texts = read_texts(arguments.text or [GOLDEN / "smollm2_texts.json"])
     encoded = encode(arguments.model, texts, arguments.longest)
-    setup = Setup(arguments.model, arguments.threads, arguments.longest, every_logit=True)
+    setup = Setup(arguments.model, arguments.threads, arguments.longest, True, arguments.converted)
     with closing(opened(open_engine, "transformers", setup)) as engine:
         return engine.version, reference_of(engine, encoded)
 
