@@ -345,14 +345,15 @@ class Model:
         samplers = [sampler] * len(ids) if sampler is None or isinstance(sampler, Sampler) else list(sampler)
         if len(samplers) != len(ids):
             raise ValueError(f"{len(samplers)} samplers for {len(ids)} prompts: give one for all, or one for each")
-        prefixes = self._prefixes if self._prefixes.open else Prefixes(UNBOUNDED, self._native.kv_page_bytes)
+        own = not self._prefixes.open  # a tree for this batch alone, as long as one of its prompts is to be read
+        prefixes = Prefixes(UNBOUNDED, self._native.kv_page_bytes) if own else self._prefixes
         members = []
         for prompt, each in zip(ids, samplers, strict=True):
             for i in range(n):
                 own_seed = _sample_seed(each or self._default_sampler, seed, i)
                 options = Options(max_tokens, each, stop, own_seed, logprobs, timeout, speculation)
                 members.append(self._generate(prompt, context_length, options, prefixes))
-        Batch(members, max_batch or MOST_AT_ONCE, prefixes.worth_beginning)
+        Batch(members, max_batch or MOST_AT_ONCE, prefixes.worth_beginning, prefixes.close if own else _do_nothing)
         return members
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -572,6 +573,10 @@ def _open_draft(draft: str | os.PathLike[str] | Model | None, config: ModelConfi
     if model.config.vocab_size != config.vocab_size:
         raise ValueError(f"draft has {model.config.vocab_size} tokens, and the model {config.vocab_size}")
     return model
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _sample_seed(sampler: Sampler, seed: int | None, i: int) -> int | None:
