@@ -28,14 +28,20 @@ class Batch:
     Work is done only while somebody reads a member, in the reader's thread. What the others get meanwhile waits for
     their own readers: at most `max_tokens` tokens each. Members are held by their owner: one that is dropped or closed
     is no longer stepped. `may_begin` is asked for each before it begins, with the prompts of those that are being read:
-    it may be better to wait until one of them has been.
+    it may be better to wait until one of them has been. `when_all_began` is called once all prompts
+    have been read.
     """
 
     def __init__(
-        self, members: Sequence[Generation], limit: int, may_begin: Callable[[Prompt, Sequence[Prompt]], bool]
+        self,
+        members: Sequence[Generation],
+        limit: int,
+        may_begin: Callable[[Prompt, Sequence[Prompt]], bool],
+        when_all_began: Callable[[], None],
     ) -> None:
         self._limit = limit
         self._may_begin = may_begin
+        self._when_all_began: Callable[[], None] | None = when_all_began
         self._waiting = [weakref.ref(member) for member in members]
         self._active: list[weakref.ref[Generation]] = []
         self._inboxes = weakref.WeakKeyDictionary({member: _Inbox() for member in members})
@@ -92,6 +98,10 @@ class Batch:
         if pool is not None:
             pool.wait(begun)
         self._complete([member for member in begun if member.ready or member.cancelled])
+        reading = any(member.unanswered and member.pool is not None for member in members)
+        if self._when_all_began is not None and not self._waiting and not reading:
+            self._when_all_began()
+            self._when_all_began = None
 
     def _members(self) -> list[Generation]:
         """Those that have begun and not ended."""

@@ -24,7 +24,7 @@ from pyllm.prefixes import Prefixes
 from pyllm.progress import Progress
 from pyllm.sampling import SEEDS, Sampler, check_seed, sampler_from_metadata
 from pyllm.scheduler import Scheduler
-from pyllm.session import Options, OwnSteps, Session, begin_generation, restore_session
+from pyllm.session import Options, OwnSteps, Session, begin_generation, open_session, restore_session
 from pyllm.speculation import PromptLookup, SmallerModel, Speculation
 from pyllm.tokenizers import Tokenizer
 
@@ -357,7 +357,8 @@ class Model:
         samplers = [sampler] * len(ids) if sampler is None or isinstance(sampler, Sampler) else list(sampler)
         if len(samplers) != len(ids):
             raise ValueError(f"{len(samplers)} samplers for {len(ids)} prompts: give one for all, or one for each")
-        prefixes = self._prefixes if self._prefixes.open else Prefixes(UNBOUNDED, self._native.kv_page_bytes)
+        own = not self._prefixes.open  # a tree for this batch alone, as long as one of its prompts is to be read
+        prefixes = Prefixes(UNBOUNDED, self._native.kv_page_bytes) if own else self._prefixes
         members = []
         for prompt, each in zip(ids, samplers, strict=True):
             for i in range(n):
@@ -366,7 +367,7 @@ class Model:
                     max_tokens, each, stop, own_seed, logprobs, timeout, logits_processor, grammar, speculation
                 )
                 members.append(self._generate(prompt, context_length, options, prefixes))
-        Batch(members, max_batch or MOST_AT_ONCE, prefixes.worth_beginning)
+        Batch(members, max_batch or MOST_AT_ONCE, prefixes.worth_beginning, prefixes.close if own else _do_nothing)
         return members
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -389,12 +390,32 @@ class Model:
         ids = self.encode_prompt(text) if isinstance(text, str) else self.check_tokens(text)
         if len(ids) < 2:
             raise ValueError(f"{len(ids)} token(s): a score needs at least 2, one to start from and one to foresee")
-        logprobs: list[float] = []
         with self.session() as session:
             session.check_room(len(ids))
-            for block in session.sweep(ids[:-1]):
-                logprobs += [_core.log_probability(row, ids[len(logprobs) + 1 + i]) for i, row in enumerate(block)]
-        return Score(tuple(ids), tuple(logprobs))
+            return self._score(session, ids)
+
+    def score_continuations(
+        self, context: str | Sequence[int], continuations: Iterable[str | Sequence[int]]
+    ) -> list[Score]:
+        """How well the model foresees each of several continuations of one context, which is read once.
+
+        A score's `tokens` are the context's last token and the continuation's, so that `logprobs` are those of the
+        continuation: their sum tells which of several answers is the most probable. Texts are tokenized apart. Raises
+        `ValueError` for an empty continuation, and `ContextLengthError` for what is longer than a session.
+        """
+        ids, endings = self.encode_prompt(context), [self.encode_prompt(text, begin=False) for text in continuations]
+        if not all(endings):
+            raise ValueError(f"continuation {next(i for i, ending in enumerate(endings) if not ending)} is empty")
+        scores = []
+        with open_session(self, ids, self._context_length, self._prefixes) as session:
+            session.check_room(len(ids) - session.position - 1 + max(map(len, endings), default=0))
+            if session.position < len(ids) - 1:
+                session.eval(ids[session.position : -1])
+            session.share(self._prefixes)
+            for ending in endings:
+                with session.fork() as fork:
+                    scores.append(self._score(fork, [ids[-1], *ending]))
+        return scores
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -498,6 +519,12 @@ class Model:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
+    def _score(self, session: Session, ids: Sequence[int]) -> Score:
+        logprobs: list[float] = []
+        for block in session.sweep(ids[:-1]):
+            logprobs += [_core.log_probability(row, ids[len(logprobs) + 1 + i]) for i, row in enumerate(block)]
+        return Score(tuple(ids), tuple(logprobs))
+
     def _generate(
         self, ids: list[int], context_length: int | None, options: Options, prefixes: Prefixes | None = None
     ) -> Generation:
@@ -558,6 +585,10 @@ def _open_draft(draft: str | os.PathLike[str] | Model | None, config: ModelConfi
     if model.config.vocab_size != config.vocab_size:
         raise ValueError(f"draft has {model.config.vocab_size} tokens, and the model {config.vocab_size}")
     return model
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _sample_seed(sampler: Sampler, seed: int | None, i: int) -> int | None:

@@ -530,7 +530,7 @@ class OwnSteps(Steps):
     def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
         """Ask for what is not known of the tokens; the last one's logits never are."""
         if self._session is None:
-            self._session = self._open(tokens)
+            self._session = open_session(self._model, tokens, self._context_length, self._prefixes)
             self.cached = self._session.position
             tokens = tokens[self.cached :]
         super().ask(tokens, poll)
@@ -551,11 +551,14 @@ class OwnSteps(Steps):
                 self._session.share(self._prefixes)
             self._session.close()
 
-    def _open(self, tokens: Sequence[int]) -> Session:
-        found = self._prefixes.find(tokens[:-1], self._context_length)
-        if found is None:
-            return self._model.session(self._context_length)
-        return Session(self._model, found.session, self._context_length, tokens[: found.n])
+
+def open_session(model: Model, tokens: Sequence[int], context_length: int, prefixes: Prefixes) -> Session:
+    """A new session that holds as much as is known of `tokens`; never the last one, since its logits are wanted."""
+    model.check_open()
+    found = prefixes.find(tokens[:-1], context_length)
+    if found is None:
+        return model.session(context_length)
+    return Session(model, found.session, context_length, tokens[: found.n])
 
 
 def begin_generation(

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pyllm.session import Session
 
-#: Tokens of a draft, at most: together with the one before it as many as the scheduler never cuts.
-LONGEST = 31
+#: Tokens of a draft, at most.
+LONGEST = 16
 #: Share of its time that a generation may lose to drafts that came to nothing.
 LOSS = 0.02
 #: Passes without a draft that are measured before the first one.
 MEASURED = 3
 #: Seconds of a pass below which drafting in Python costs more than it can save.
 TOO_SHORT = 200e-6
-#: Tokens that must be equal for a place in the text to be one to copy from, and that must then have come as foreseen.
-SAME, TRUSTED = 3, 4
+#: Tokens that must be equal for a place in the text to be one to copy from.
+SAME = 3
+#: Tokens that must then have come as foreseen before the next are drafted; and so many where copying went well before.
+TRUSTED, TRUSTED_AGAIN = 4, 2
 
 
 class Drafter(Protocol):
@@ -80,7 +82,7 @@ class Speculation:
 class PromptLookup:
     """Foresees that a text goes on as it did where it last read the same. For quotations, edits, and anything copied.
 
-    Drafts begin when TRUSTED tokens in a row came as foreseen, and grow as more do.
+    Drafts begin when some tokens in a row came as foreseen, and grow as more do.
     """
 
     def __init__(self) -> None:
@@ -88,20 +90,23 @@ class PromptLookup:
         self._read = 0
         self._source: int | None = None  # the place of the token that is foreseen
         self._right = 0  # tokens in a row that came as foreseen
+        self._enough = TRUSTED  # of them for a draft
 
     def propose(self, text: Sequence[int], poll: Callable[[], bool]) -> Sequence[int]:
         """What followed the place that the text is like now."""
         self._read_on(text)
-        if self._source is None or self._right < TRUSTED:
+        if self._source is None or self._right < self._enough:
             return ()
         period = len(text) - self._source  # beyond its own end the text is taken to go on as periodic
-        return [text[self._source + i % period] for i in range(min(2 * self._right, LONGEST))]
+        return [text[self._source + i % period] for i in range(min(TRUSTED + self._right // 2, LONGEST))]
 
     def _read_on(self, text: Sequence[int]) -> None:
         for at in range(self._read, len(text)):
             if self._source is not None and text[self._source] == text[at]:
                 self._source, self._right = self._source + 1, self._right + 1
             else:
+                if self._right >= self._enough:
+                    self._enough = TRUSTED_AGAIN if self._right >= 2 * TRUSTED else TRUSTED
                 self._source, self._right = None, 0
             if at + 1 >= SAME:
                 last = tuple(text[at + 1 - SAME : at + 1])

@@ -178,7 +178,7 @@ def test_lookup_copies_what_repeats() -> None:
         assert draft == source[n : n + len(draft)]
         lengths.append(len(draft))
     assert lengths[:7] == [0] * 7
-    assert lengths[7] >= 8
+    assert lengths[7] >= 4
     assert lengths[-1] == LONGEST
     assert lengths == sorted(lengths)
 
