@@ -32,12 +32,23 @@ PY_MAY_IMPORT = {
     "generation": {"errors", "machine"},
     "hooks": set(),
     "grammar": {"errors"},
+    "tool_formats": set(),
+    "tool_schemas": set(),
+    "conversation": {"errors", "tool_formats", "tool_schemas", "tokenizers"},
+    "tools": {"tool_formats", "tool_schemas"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
 # under TYPE_CHECKING: a name in an annotation, no import when running
-PY_TYPES_ONLY = {"session": {"model"}, "hooks": {"generation"}, "grammar": {"generation", "sampling", "tokenizers"}}
+PY_TYPES_ONLY = {
+    "session": {"model"},
+    "hooks": {"generation"},
+    "grammar": {"generation", "sampling", "tokenizers"},
+    "generation": {"tool_formats"},
+    "tool_formats": {"tokenizers"},
+    "tools": {"model", "session"},
+}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,

@@ -66,7 +66,8 @@ def _render(
             "prompt out yourself and use generate()"
         )
     conversation = [_checked(message, number) for number, message in enumerate(_listed(messages))]
-    foreign = {"messages": conversation, "tools": list(tools) if tools else None}
+    listed = list(tools) if tools else None
+    foreign = {"messages": conversation, "tools": listed, "xml_tools": listed}  # as SmolLM 3's template names them
     characters = "".join(sorted(set("".join(tokenizer.control_texts.values()))))
     avoid = private_characters(source).union(*map(private_characters, _strings(foreign)))
     template, tags = _compile(source, characters, "".join(sorted(avoid)))
