@@ -16,6 +16,7 @@ import numpy as np
 
 from pyllm import _core, architectures, formats
 from pyllm.batching import Batch
+from pyllm.conversation import encode_conversation
 from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError
 from pyllm.formats.weight_types import MAKEABLE, type_name
 from pyllm.loading import bind_all, dequantized
@@ -300,7 +301,7 @@ class Model:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
         max_tokens: int | None = 256,
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
@@ -314,14 +315,16 @@ class Model:
     ) -> Generation:
         """Answer a conversation: mappings with "role" and "content", through the model's own chat template.
 
-        Text of a message is always text: it cannot become a control token. Options as for `generate`. Raises
-        `TokenizerError` where the model has no chat template.
+        Text of a message is always text: it cannot become a control token. Options as for `generate`. `tools`: what the
+        model may ask to have called: functions (see `tools.describe`), or descriptions of them as JSON Schema. The
+        calls are in the reply's `tool_calls`; `tools.run` makes them and goes on. Raises `TokenizerError` where the
+        model has no chat template, or one that takes no tools.
         """
-        from pyllm.tokenizers.chat import encode_chat  # here: templates need jinja2, which is slow to import
-
         self.check_open()
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation)
-        ids = encode_chat(self._need_tokenizer(), messages, tools=tools, add_generation_prompt=True)
+        ids, reader = encode_conversation(self.need_tokenizer(), messages, tools)
+        options = Options(
+            max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
+        )
         return self._generate(ids, context_length, options)
 
     def generate_batch(
@@ -508,7 +511,7 @@ class Model:
         """The token ids of a prompt. `begin`: it stands at the start of a text, and an empty one becomes BOS."""
         self.check_open()
         if isinstance(prompt, str):
-            ids = self._need_tokenizer().encode(prompt, bos=None if begin else False) if prompt else []
+            ids = self.need_tokenizer().encode(prompt, bos=None if begin else False) if prompt else []
         else:
             ids = self.check_tokens(prompt)
         if ids or not begin:
@@ -516,6 +519,15 @@ class Model:
         if self._bos_id is None:
             raise ValueError("the prompt is empty, and this model has no beginning-of-text token to start from")
         return [self._bos_id]
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises `TokenizerError` where there is none."""
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self._path.name} holds no tokenizer, so it cannot read text: give load() a tokenizer= (a path or "
+                "a Tokenizer), or pass token ids"
+            )
+        return self._tokenizer
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -544,14 +556,6 @@ class Model:
         if wanted > made_for:
             raise ContextLengthError(f"context_length {wanted} exceeds the {made_for} positions the model was made for")
         return wanted
-
-    def _need_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            raise TokenizerError(
-                f"{self._path.name} holds no tokenizer, so it cannot read text: give load() a tokenizer= (a path or "
-                "a Tokenizer), or pass token ids"
-            )
-        return self._tokenizer
 
     def _reader(self, checkpoint: Checkpoint) -> Callable[[str, int], npt.NDArray[np.float32] | None]:
         """Dequantises the tensor of a slot and layer when it is called, so that an export holds one at a time."""

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from pyllm._core import Interrupted, NativeSession, log_probability
+from pyllm.conversation import encode_conversation, shared_prefix
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.formats.export import replacing
 from pyllm.generation import Generation, Plan
@@ -29,6 +30,7 @@ from pyllm.scheduler import CHUNK, Scheduler, Seat
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from pyllm.conversation import Reader
     from pyllm.generation import Draw, Logits
     from pyllm.grammar import Grammar
     from pyllm.hooks import LogitsProcessor
@@ -58,6 +60,7 @@ class Options:
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
     grammar: Grammar | Mapping[str, Any] | type | None = None
     speculation: bool | None = None
+    read_reply: Reader | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and operator.index(self.max_tokens) < 0:
@@ -208,6 +211,39 @@ class Session:
         self.check_room(len(ids))
         steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
         return begin_generation(self._model, steps, ids, self, options)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
+        max_tokens: int | None = 256,
+        sampler: Sampler | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: bool = False,
+        timeout: float | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
+        speculation: bool | None = None,
+    ) -> Generation:
+        """Answer a conversation, the whole of which is given, in this session; see `Model.chat`.
+
+        The session goes back, at once, to where its tokens and the conversation's part; what they begin with in common
+        is not read again.
+        """
+        ids, reader = encode_conversation(self._model.need_tokenizer(), messages, tools)
+        options = Options(
+            max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
+        )
+        if len(ids) > self._context_length:
+            raise ContextLengthError(
+                f"the conversation's {len(ids)} tokens exceed the context of {self._context_length} tokens"
+            )
+        shared = shared_prefix(self._tokens, ids)
+        self.truncate(shared)
+        steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
+        return begin_generation(self._model, steps, ids[shared:], self, options)
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
@@ -581,6 +617,7 @@ def begin_generation(
         max_tokens=options.max_tokens,
         timeout=options.timeout,
         log_probability=log_probability if options.logprobs else None,
+        read_reply=options.read_reply,
     )
     return Generation(steps, _hooked(model, sampler.start(options.seed), options), plan)
 

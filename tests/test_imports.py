@@ -37,6 +37,10 @@ PY_MAY_IMPORT = {
     "prefixes": {"_core"},
     "hooks": set(),
     "grammar": {"errors"},
+    "tool_formats": set(),
+    "tool_schemas": set(),
+    "conversation": {"errors", "tool_formats", "tool_schemas", "tokenizers"},
+    "tools": {"tool_formats", "tool_schemas"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
@@ -49,6 +53,9 @@ PY_TYPES_ONLY = {
     "speculation": {"session"},
     "hooks": {"generation"},
     "grammar": {"generation", "sampling", "tokenizers"},
+    "generation": {"tool_formats"},
+    "tool_formats": {"tokenizers"},
+    "tools": {"model", "session"},
 }
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {

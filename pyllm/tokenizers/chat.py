@@ -95,7 +95,8 @@ def _foreign(
 ) -> dict[str, Any]:
     """All that the template sees but does not come from the model's files."""
     conversation = [_checked(message, number) for number, message in enumerate(_listed(messages))]
-    given = {"messages": conversation, "tools": list(tools) if tools else None}
+    listed = list(tools) if tools else None
+    given = {"messages": conversation, "tools": listed, "xml_tools": listed}  # as SmolLM 3's template names them
     return {**(variables or {}), **given, "documents": list(documents) if documents else None}
 
 
