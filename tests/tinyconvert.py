@@ -109,7 +109,8 @@ def kv_heads(config: Config) -> int:
 def rope_tensors(config: Config, dim: int) -> dict[str, Array]:
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type") == "longrope":
-        return {f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32) for kind in ("short", "long")}
+        kinds = ("short", "long")
+        return {f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32) for kind in kinds}
     if rope.get("rope_type") != "llama3":
         return {}
     factors = []
