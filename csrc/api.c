@@ -222,8 +222,8 @@ static int32_t check_length(const pl_model *model, const pl_session *s, int64_t 
         return pl_fail(err, PL_INVALID, "the model sees a sequence as a whole: it cannot go on at position %lld",
                        (long long)s->position);
     }
-    if (c->rope_original > 0 && s->position > 0 && !s->long_rope && s->position + n > c->rope_original) {
-        return pl_fail(err, PL_INVALID, "beyond %d positions a sequence must be evaluated again from its start",
+    if (!pl_session_rope_fits(s, n)) {
+        return pl_fail(err, PL_INVALID, "RoPE's factors change at %d positions: the sequence must be evaluated again",
                        c->rope_original);
     }
     return PL_OK;

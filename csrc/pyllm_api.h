@@ -275,10 +275,10 @@ enum { PL_LONGEST_CONTEXT = 1048576 }; /* positions; RoPE's angles are exact up 
 int32_t pl_session_new(pl_model *model, int64_t context_length, pl_session **out, pl_error *err);
 void pl_session_free(pl_session *session);
 int64_t pl_session_position(const pl_session *session); /* tokens evaluated so far */
-/* Empties a session for a sequence that is going to be `length` long at least: which RoPE factors it uses depends on
- * that (rope_original). What was evaluated with the others must be evaluated again from the start; pl_eval refuses to go
- * on. */
-void pl_session_restart(pl_session *session, int64_t length);
+/* The sequence is going to be `length` long, which decides between RoPE's factors (rope_original); otherwise the length
+ * after each evaluation does. A session that was evaluated with the others is emptied: all of it has to be evaluated
+ * again. pl_eval refuses to go on with the wrong ones. Truncating and forking end the expectation. */
+void pl_session_expect(pl_session *session, int64_t length);
 int32_t pl_session_truncate(pl_session *session, int64_t position, pl_error *err);
 int32_t pl_session_fork(const pl_session *session, pl_session **out, pl_error *err); /* shares pages, copies on write */
 /* KV of positions [0, position) as bytes, the same whatever pages they lie in; and back. */

@@ -354,9 +354,9 @@ class NativeSession:
         """Tokens evaluated so far."""
         return int(lib.pl_session_position(self.pointer))
 
-    def restart(self, length: int) -> None:
-        """Empty the session for a sequence of `length` tokens at least, which decides between RoPE's factors."""
-        lib.pl_session_restart(self.pointer, length)
+    def expect(self, length: int) -> None:
+        """Say how long the sequence will be. The session is empty afterwards where that changes RoPE's factors."""
+        lib.pl_session_expect(self.pointer, length)
 
     def truncate(self, position: int) -> None:
         """Go back to `position`, giving pages behind it back."""

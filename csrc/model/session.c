@@ -30,15 +30,22 @@ void pl_session_free(pl_session *s) {
 
 int64_t pl_session_position(const pl_session *s) { return s->position; }
 
-void pl_session_restart(pl_session *s, int64_t length) {
-    s->position = 0;
+static int32_t is_long(const pl_session *s, int64_t length) {
+    return s->model->config.rope_original > 0 && length > s->model->config.rope_original;
+}
+
+void pl_session_expect(pl_session *s, int64_t length) {
+    if (s->long_rope != is_long(s, length)) pl_session_truncate(s, 0, NULL);
     s->expected = length;
-    pl_pages_truncate(s->model, &s->table, 0);
+}
+
+int32_t pl_session_rope_fits(const pl_session *s, int64_t n) {
+    int64_t length = s->expected > s->position + n ? s->expected : s->position + n;
+    return s->position == 0 || s->long_rope == is_long(s, length);
 }
 
 void pl_session_choose_rope(pl_session *s, int64_t n) {
-    int64_t length = s->expected > n ? s->expected : n, original = s->model->config.rope_original;
-    if (s->position == 0) s->long_rope = original > 0 && length > original;
+    if (s->position == 0) s->long_rope = is_long(s, s->expected > n ? s->expected : n);
 }
 
 int32_t pl_session_truncate(pl_session *s, int64_t position, pl_error *err) {
@@ -47,6 +54,7 @@ int32_t pl_session_truncate(pl_session *s, int64_t position, pl_error *err) {
                        (long long)s->position);
     }
     s->position = position;
+    s->expected = 0;
     pl_pages_truncate(s->model, &s->table, position);
     return PL_OK;
 }
@@ -56,7 +64,6 @@ int32_t pl_session_fork(const pl_session *from, pl_session **out, pl_error *err)
     int32_t status = pl_session_new(from->model, from->context_length, &to, err);
     if (status != PL_OK) return status;
     to->position = from->position;
-    to->expected = from->expected;
     to->long_rope = from->long_rope;
     status = pl_pages_share(&from->table, &to->table, err);
     if (status != PL_OK) {
@@ -107,7 +114,7 @@ int32_t pl_session_state_write(pl_session *s, const void *data, size_t nbytes, i
     }
     int32_t status = pl_pages_reserve(s->model, &s->table, 0, position, err);
     if (status != PL_OK) return status;
-    s->position = 0;
+    s->position = s->expected = 0;
     pl_session_choose_rope(s, position);
     size_t step = position_bytes(s->model) / sizeof(float);
     for (int64_t p = 0; p < position; p++) move_position(s, p, (float *)data + (size_t)p * step, 1);
