@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index
+from types import MappingProxyType
 from typing import NamedTuple, SupportsIndex
 
 from pyllm.errors import TokenizerError
@@ -23,7 +24,8 @@ class Traits:
 
     `control` and `user_defined` give the texts of tokens that are never made by merging: control tokens only come
     from text where the caller asks for it, user-defined ones wherever their text stands. `prefix` is put before a
-    text when it is encoded; a text begins at the first id, and after each id in `text_starts`.
+    text when it is encoded; a text begins at the first id, and after each id in `text_starts`. `also_before`: what
+    follows BOS before a text. `chat_templates`: by name; the usual one is "default".
     """
 
     source: str  # the file, for messages
@@ -38,7 +40,8 @@ class Traits:
     text_starts: frozenset[int] = frozenset()
     control: Mapping[int, str] = field(default_factory=dict)
     user_defined: Mapping[int, str] = field(default_factory=dict)
-    chat_template: str | None = None
+    also_before: tuple[int, ...] = ()
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
 
 
 class Stretch(NamedTuple):
@@ -57,7 +60,7 @@ class Tokenizer(ABC):
         such as those that an embedding model reads, end with it. eos_ids: all ids that end a text or a turn.
     stop_ids: ids at which generation stops; the same as eos_ids, but for llama2.c's files.
     control_ids: ids that add nothing to the text, and that text becomes only with `special=True`.
-    chat_template: Jinja source, or None.
+    chat_template: the usual template of conversations, as Jinja source, or None. chat_templates: all of them, by name.
     """
 
     def __init__(self, traits: Traits) -> None:
@@ -68,7 +71,8 @@ class Tokenizer(ABC):
         self.eos_ids: frozenset[int] = traits.eos_ids
         self.stop_ids: frozenset[int] = traits.eos_ids if traits.stop_ids is None else traits.stop_ids
         self.control_ids: frozenset[int] = frozenset(traits.control)
-        self.chat_template: str | None = traits.chat_template
+        self.chat_template: str | None = traits.chat_templates.get("default")
+        self.chat_templates: Mapping[str, str] = MappingProxyType(dict(traits.chat_templates))
         self.add_bos: bool = traits.add_bos
         self.add_eos: bool = traits.add_eos
         self._known_bytes: dict[int, bytes] = {}
@@ -150,7 +154,7 @@ class Tokenizer(ABC):
     def frame(self, ids: list[int], *, bos: bool | None, eos: bool) -> list[int]:
         """Ids with BOS before and EOS after them, as asked."""
         if self.add_bos if bos is None else bos:
-            ids = [self._need(self.bos_id, "BOS"), *ids]
+            ids = [self._need(self.bos_id, "BOS"), *self._traits.also_before, *ids]
         return [*ids, self._need(self.eos_id, "EOS")] if eos else ids
 
     # ---- decoding ---------------------------------------------------------------------------------------------------
