@@ -34,13 +34,13 @@ def encode_conversation(
 
     Raises `TokenizerError` where there is no chat template, or it takes no tools and some are given.
     """
-    from pyllm.tokenizers.chat import encode_chat  # here: templates need jinja2, which is slow to import
+    from pyllm.tokenizers.chat import choose_template, encode_chat  # here: templates need jinja2, slow to import
 
     described = [tool_of(tool) for tool in tools or ()]
     if not described:
         return encode_chat(tokenizer, messages), None
-    template = tokenizer.chat_template or ""
-    if template and not _TAKES_TOOLS.search(template):
+    template = choose_template(tokenizer, None, with_tools=True)
+    if not _TAKES_TOOLS.search(template):
         raise TokenizerError("the model's chat template takes no tools: the model was not made to call any")
     row = format_of(template)
     usable = isinstance(messages, Sequence) and all(isinstance(message, Mapping) for message in messages)

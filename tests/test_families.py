@@ -305,7 +305,11 @@ def test_a_folder_is_a_model_like_any_other(tmp_path: Path) -> None:
         ("llama", {"new_switch": 3}, r"new_switch is '3', a field that this family is not known to have"),
         ("llama", {"hidden_act": "quick_gelu"}, r"hidden_act is 'quick_gelu'"),
         ("llama", {"rope_parameters": {"rope_type": "spiral"}}, r"rope_parameters\.rope_type is 'spiral'"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, r"rope_parameters\.odd is '1'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "odd": 1}},
+            r"rope_parameters\.odd is '1'",
+        ),
         ("llama", {"sliding_window": 5}, r"sliding_window is '5'"),
         ("gemma3", {"layer_types": ["linear_attention"] * 7}, r"layer_types has 'linear_attention'"),
         ("gemma2", {"use_bidirectional_attention": True}, r"use_bidirectional_attention is 'True'"),
@@ -335,7 +339,10 @@ def test_what_pyllm_lacks_is_named(name: str, changes: dict[str, Any], message: 
         ({"rms_norm_eps": 0}, r"rms_norm_eps is 0, expected a positive"),
         ({"rope_parameters": 7}, r"rope_parameters is 7, expected an object"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, r"low_freq_factor is missing"),
-        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, r"short_factor is \[1\.0\], expected a"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}},
+            r"short_factor is \[1\.0\], expected a",
+        ),
         ({"tie_word_embeddings": "no"}, r"tie_word_embeddings is no, expected true or false"),
     ],
 )
