@@ -64,6 +64,9 @@ def stored(checkpoint: Checkpoint, b: Binding) -> tuple[int, Any]:
         return type_id, _transposed(data, type_id, b)
     if part.runs:
         data = _gathered(data, b)
+    if b.row is not None:
+        row = _core.dequantize(b.row.type_id, 1, b.cols, checkpoint.view(b.row)[: b.row.nbytes // _row_count(b.row)])
+        return F32, _core.dequantize(type_id, b.rows, b.cols, data) + row
     if part.plus:
         values = _core.dequantize(type_id, b.rows, b.cols, data)
         return F32, values + np.float32(part.plus)
@@ -75,6 +78,10 @@ def _share(b: Binding, config: ModelConfig) -> int:
     of = b.part.runs.of if b.part.runs else 0
     nbytes = b.tensor.nbytes * (b.part.runs.count if b.part.runs else 1) // (of or 1)
     return nbytes // (config.n_experts if b.part.stacked else 1)
+
+
+def _row_count(spec: TensorSpec) -> int:
+    return spec.shape[0] if len(spec.shape) > 1 else 1
 
 
 def _slice(data: Any, count: int, index: int) -> Any:

@@ -17,7 +17,8 @@ import numpy as np
 from pyllm import _core, architectures, formats
 from pyllm.batching import Batch
 from pyllm.conversation import encode_conversation
-from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError
+from pyllm.embedding import POOLINGS, embed, pooling_of
+from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError, UnsupportedModelError
 from pyllm.formats.weight_types import MAKEABLE, type_name
 from pyllm.loading import bind_all, dequantized
 from pyllm.machine import available_threads
@@ -78,7 +79,7 @@ def load(
     `context_length`: positions of a session that asks for none; None means what the model was made for.
     `precision`: "high" (16-bit activations, the model's own answer) or "fast" (8-bit, about twice the prefill rate).
     `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16, but f32 for llama2.c's files, so that their
-    texts are run.c's to the letter.
+    texts are run.c's to the letter, and for encoders, which keep none.
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
     `dtype`: a weight type such as "q8_0" or "q4_k" that matrices stored as F32, F16 or BF16 are quantised to while they
     are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
@@ -107,7 +108,7 @@ def load(
     checkpoint = formats.open_checkpoint(find(source, progress))
     try:
         config = architectures.describe(checkpoint)
-        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" else "f16")
+        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" or not config.causal else "f16")
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
@@ -166,6 +167,7 @@ class Model:
         self._prefixes = Prefixes(arguments["prefix_cache"] or 0, native.kv_page_bytes)
         if arguments["kv_memory"] is not None:
             native.limit_kv(arguments["kv_memory"] // native.kv_page_bytes)
+        self._pooling = pooling_of(checkpoint)
         self._scheduler = Scheduler(native, self._prefixes.make_room)
         self._draft = _open_draft(arguments["draft"], config)
 
@@ -420,6 +422,38 @@ class Model:
                     scores.append(self._score(fork, [ids[-1], *ending]))
         return scores
 
+    def embed(
+        self, texts: str | Iterable[str | Sequence[int]], *, pooling: str | None = None, normalize: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """A vector for each text, or sequence of token ids: float32 (n, dim); a lone text is one of one.
+
+        `pooling`: "mean" of the states after all tokens, "cls", the state of the first, or "last"; None means what the
+        model's files say, else "mean". `normalize`: to length 1, so that dot products are cosines. The states are what
+        the head would read, after the final norm. Texts are framed as the model's files say, such as with [CLS] and
+        [SEP]; each is read alone, so a vector does not depend on the others.
+
+        Raises `ContextLengthError` for a text longer than the context, `ValueError` for an empty one,
+        `UnsupportedModelError` where the files ask for another way to pool, `TokenizerError` for text without a
+        tokenizer.
+        """
+        _check_choice("pooling", pooling, (*POOLINGS, None))
+        self.check_open()
+        usual, obstacle = self._pooling
+        if not (pooling or usual):
+            raise UnsupportedModelError(
+                f"{self._path}: {obstacle}, a way to make one vector of a text's that pyllm does not know: say which "
+                f"to take, pooling= one of {', '.join(POOLINGS)}"
+            )
+        lists = [self._encode_to_embed(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return embed(
+            self._native,
+            lists,
+            pooling=pooling or usual,
+            normalize=normalize,
+            whole=not self._config.causal,
+            poll=lambda: self.closed,
+        )
+
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
     def session(self, context_length: int | None = None) -> Session:
@@ -531,6 +565,20 @@ class Model:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
+    def _encode_to_embed(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            tokenizer = self.need_tokenizer()
+            ids = tokenizer.encode(text, eos=tokenizer.add_eos)
+        else:
+            ids = self.check_tokens(text)
+        if not ids:
+            raise ValueError("a text to embed is empty: it has no tokens")
+        if len(ids) > self._context_length:
+            raise ContextLengthError(
+                f"a text of {len(ids)} tokens exceeds the context of {self._context_length} tokens"
+            )
+        return ids
+
     def _score(self, session: Session, ids: Sequence[int]) -> Score:
         logprobs: list[float] = []
         for block in session.sweep(ids[:-1]):
@@ -541,6 +589,8 @@ class Model:
         self, ids: list[int], context_length: int | None, options: Options, prefixes: Prefixes | None = None
     ) -> Generation:
         self.check_open()
+        if not self._config.causal:
+            raise UnsupportedModelError(f"{self._path}: an encoder, which generates no text: it is there for embed()")
         length = self._session_length(context_length)
         if len(ids) > length:
             raise ContextLengthError(f"the prompt's {len(ids)} tokens exceed the context of {length} tokens")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from pyllm.architectures import (
     arcee,
+    bert,
     cohere,
     ernie,
     exaone4,
@@ -45,6 +46,7 @@ Family = Callable[[Checkpoint], Draft]
 # By GGUF's general.architecture.
 GGUF: dict[str, Family] = {
     "arcee": arcee.gguf,
+    "bert": bert.gguf,
     "chatglm": glm.gguf,
     "cohere2": cohere.gguf2,
     "command-r": cohere.gguf,
@@ -79,6 +81,7 @@ GGUF: dict[str, Family] = {
 # By the model_type of a folder's config.json.
 FOLDERS: dict[str, Family] = {
     "arcee": arcee.folder,
+    "bert": bert.folder,
     "cohere": cohere.folder,
     "cohere2": cohere.folder2,
     "ernie4_5": ernie.folder,
@@ -109,9 +112,11 @@ FOLDERS: dict[str, Family] = {
     "qwen3": qwen3.folder,
     "qwen3_moe": qwen3.moe_folder,
     "seed_oss": seed_oss.folder,
+    "roberta": bert.roberta_folder,
     "smollm3": smollm3.folder,
     "stablelm": stablelm.folder,
     "starcoder2": starcoder2.folder,
+    "xlm-roberta": bert.roberta_folder,
 }
 
 # What pyllm lacks for families that people have.

@@ -31,8 +31,9 @@ class Part:
 
     `name` has "{layer}" and "{expert}" where there is one for each. `pieces`: the values are those of so many tensors,
     one behind the other, whose names have "{piece}". `stacked`: the tensor holds the matrices of all
-    experts, one behind the other. `transposed`: it holds (cols, rows). `plus` is added to every value. `scales` names
-    the tensor of scales that belongs to one of blocks (MXFP4 in Hugging Face folders).
+    experts, one behind the other. `transposed`: it holds (cols, rows). `plus` is added to every value, `every_plus`
+    names a tensor whose first row is added to every row. `scales` names the tensor of scales that belongs to one of
+    blocks (MXFP4 in Hugging Face folders).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Part:
     stacked: bool = False
     transposed: bool = False
     plus: float = 0.0
+    every_plus: str = ""
     scales: str = ""
     pieces: int = 1
 

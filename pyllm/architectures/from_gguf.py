@@ -59,7 +59,7 @@ NAMES = {
 
 # Fields that change nothing in the arithmetic. Any other that a family does not read is refused, because it was written
 # for a reason that is unknown here.
-HARMLESS = frozenset(("vocab_size", "rope.scaling.original_context_length", "rope.scaling.finetuned"))
+HARMLESS = frozenset(("vocab_size", "pooling_type", "rope.scaling.original_context_length", "rope.scaling.finetuned"))
 # Fields that may be there as long as they say what is assumed anyway, unless a family reads them.
 ASSUMED = {
     "expert_count": 0,

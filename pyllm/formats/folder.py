@@ -28,12 +28,12 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).is_file()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a folder. Raises `ModelFormatError`."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON object, or list, from a file of a folder. Raises `ModelFormatError`."""
     size = path.stat().st_size
     if not path.is_file() or size > MAX_JSON_BYTES:
         raise ModelFormatError(f"{path}: {size} bytes, expected a file of at most {MAX_JSON_BYTES}")
-    return safetensors.read_json(path, path.read_bytes())
+    return safetensors.read_json(path, path.read_bytes(), kind)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -45,7 +45,7 @@ def files_of(path: Path) -> list[Path]:
 
 def open_folder(path: Path, map_file: Callable[[Path], mmap.mmap]) -> Checkpoint:
     """Maps the weights and parses their headers. Raises as `open_checkpoint` does."""
-    config = read_json(path / CONFIG)
+    config: dict[str, Any] = read_json(path / CONFIG)
     placed = _weight_map(path)
     buffers: list[mmap.mmap] = []
     tensors: dict[str, TensorSpec] = {}
