@@ -163,7 +163,7 @@ double pl_log_probability(const float *logits, int64_t vocab, int32_t token) {
     return pl_log_softmax_at(pl_kernels_current(), logits, vocab, token);
 }
 
-/* ---- memory bandwidth ------------------------------------------------------------------------------------------- */
+/* ---- the machine's own speed ------------------------------------------------------------------------------------ */
 
 typedef struct reading {
     const uint64_t *words;
@@ -196,15 +196,44 @@ double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32
     return best;
 }
 
+typedef struct meeting {
+    int32_t crossings;
+    double seconds; /* out: of one; stays 0 where the region has one thread */
+} meeting;
+
+static void meet(void *argument, const pl_worker *worker) {
+    meeting *m = argument;
+    if (worker->count == 1) return;
+    pl_barrier_wait(worker);
+    double start = pl_seconds();
+    for (int32_t i = 0; i < m->crossings; i++) pl_barrier_wait(worker);
+    if (worker->index == 0) m->seconds = (pl_seconds() - start) / m->crossings;
+}
+
+double pl_barrier_seconds(int32_t threads, int32_t crossings) {
+    if (threads < 1 || threads > MOST_THREADS || crossings < 1) return 0;
+    meeting m = {.crossings = crossings};
+    pl_parallel(threads, meet, &m);
+    return m.seconds;
+}
+
 /* ---- evaluation ------------------------------------------------------------------------------------------------- */
 
 static int32_t check_answers(const pl_model *model, const pl_run *run, pl_error *err) {
-    int32_t wanted = run->n_logits, somewhere = run->logits != NULL || run->hidden != NULL;
+    int32_t wanted = run->n_logits, somewhere = run->logits != NULL || run->states != NULL;
     if (wanted < 0 || wanted > run->n || (wanted > 0 && !somewhere)) {
         return pl_fail(err, PL_INVALID, "%d logits of %lld tokens", wanted, (long long)run->n);
     }
     if (wanted > 0 && run->logits != NULL && pl_model_head(model) == NULL) {
         return pl_fail(err, PL_UNSUPPORTED, "the model has no head: it gives hidden states, not logits");
+    }
+    if (run->n_hidden < 0 || (run->n_hidden > 0 && (run->hidden_layers == NULL || run->hidden == NULL))) {
+        return pl_fail(err, PL_INVALID, "the residual stream after %d layers", run->n_hidden);
+    }
+    for (int32_t j = 0; j < run->n_hidden; j++) {
+        if (run->hidden_layers[j] >= 0 && run->hidden_layers[j] <= model->config.n_layers) continue;
+        return pl_fail(err, PL_INVALID, "layer %d is out of range: the model has 0 (the embedding) to %d",
+                       run->hidden_layers[j], model->config.n_layers);
     }
     return PL_OK;
 }
@@ -273,8 +302,11 @@ int32_t pl_eval(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t thr
         status = pl_pages_reserve(model, &s->table, s->position, s->position + runs[r].n, err);
     }
     if (status != PL_OK) return status;
+    pl_scratch *scratch = pl_scratch_borrow(model);
+    if (scratch == NULL) return pl_fail(err, PL_MEMORY, "no memory for a forward pass");
     threads = useful_threads(model, runs, n_runs, threads);
-    status = pl_forward(model, runs, n_runs, threads, poll, context, err);
+    status = pl_forward(model, scratch, runs, n_runs, threads, poll, context, err);
+    pl_scratch_return(model, scratch);
     for (int32_t r = 0; r < n_runs && status == PL_OK; r++) runs[r].session->position += runs[r].n;
     return status;
 }

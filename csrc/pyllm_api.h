@@ -40,6 +40,10 @@ void pl_insist_on_threads(int32_t on);
 /* Reads nbytes at data with `threads` threads; the best of `repeats` rates, in bytes per second. */
 double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32_t repeats);
 
+/* Seconds that `threads` threads take for one barrier, over `crossings` of them in a row: it tells whether the cores
+ * they run on share a cache. 0 where there was only one thread to be had. */
+double pl_barrier_seconds(int32_t threads, int32_t crossings);
+
 /* ---- weight types ---------------------------------------------------------------------------------------------- */
 
 /* One row of the table of weight types. Ids are GGUF's; those of PL_TYPE_PRIVATE and above are pyllm's own. */
@@ -77,6 +81,9 @@ enum {
     PL_TYPE_TQ1_0 = 34,
     PL_TYPE_TQ2_0 = 35,
     PL_TYPE_MXFP4 = 39,
+    PL_TYPE_NVFP4 = 40,
+    PL_TYPE_Q1_0 = 41,
+    PL_TYPE_Q2_0 = 42,
     PL_TYPE_LLAMA2C_Q8 = 1000, /* llama2.c v2: int8[n] then fp32 scales[n / group], groups run over the flat tensor */
 };
 
@@ -262,8 +269,11 @@ int32_t pl_model_bind(pl_model *model, int32_t slot, int32_t layer, int32_t expe
 int32_t pl_model_finish(pl_model *model, pl_error *err);
 size_t pl_model_nbytes(const pl_model *model);      /* packed weights held in memory */
 size_t pl_model_token_bytes(const pl_model *model); /* weight bytes read to decode one token */
+enum { PL_PAGE = 64 };                              /* positions whose keys and values lie in one page */
 int64_t pl_model_kv_pages(const pl_model *model);   /* KV pages alive in all its sessions */
 size_t pl_model_kv_page_bytes(const pl_model *model);
+/* From now on sessions may hold `pages` KV pages in all; more are PL_MEMORY. At first as many as memory has. */
+void pl_model_limit_kv(pl_model *model, int64_t pages);
 void pl_model_release(pl_model *model); /* drops the caller's reference; sessions hold their own */
 
 /* ---- sessions -------------------------------------------------------------------------------------------------- */
@@ -280,20 +290,33 @@ int64_t pl_session_position(const pl_session *session); /* tokens evaluated so f
  * again. pl_eval refuses to go on with the wrong ones. Truncating and forking end the expectation. */
 void pl_session_expect(pl_session *session, int64_t length);
 int32_t pl_session_truncate(pl_session *session, int64_t position, pl_error *err);
-int32_t pl_session_fork(const pl_session *session, pl_session **out, pl_error *err); /* shares pages, copies on write */
-/* KV of positions [0, position) as bytes, the same whatever pages they lie in; and back. */
+/* A second session, over the first `position` positions: pages are shared, and copied when either writes to them. */
+int32_t pl_session_fork(const pl_session *session, int64_t position, int64_t context_length, pl_session **out,
+                        pl_error *err);
+/* Two sessions that came to the same first `position` tokens in their own ways, so that law 1 makes their whole pages
+ * there equal: `session` gives its own up for those of `with`. */
+int32_t pl_session_unite(pl_session *session, const pl_session *with, int64_t position, pl_error *err);
+/* KV of positions [0, position) as bytes, in the type that the pages have, the same whatever pages they lie in; and
+ * back. */
 size_t pl_session_state_bytes(const pl_session *session);
 int32_t pl_session_state_read(const pl_session *session, void *out, size_t nbytes, pl_error *err);
 int32_t pl_session_state_write(pl_session *session, const void *data, size_t nbytes, int64_t position, pl_error *err);
+
+/* Keys (rotated) and values of one layer as fp32, each (n_kv_heads, position, head_dim). The dimensions of a key that
+ * rotate together are i and i + rope_dims / 2, whatever the file's order. */
+int32_t pl_session_kv_read(const pl_session *session, int32_t layer, float *keys, float *values, pl_error *err);
 
 /* One sequence's share of a forward pass. */
 typedef struct pl_run {
     pl_session *session;   /* each session at most once per call */
     const int32_t *tokens; /* (n) */
     int64_t n;
-    int32_t n_logits; /* answers wanted for the last n_logits tokens; 0 for none */
-    float *logits;    /* (n_logits, vocab), or NULL */
-    float *hidden;    /* (n_logits, dim) or NULL: what the head makes logits of, the normalised end of the stream */
+    int32_t n_logits;             /* answers wanted for the last n_logits tokens; 0 for none */
+    float *logits;                /* (n_logits, vocab), or NULL */
+    float *states;                /* (n_logits, dim) or NULL: what the head reads, the normalised end of the stream */
+    const int32_t *hidden_layers; /* (n_hidden), each in [0, n_layers] */
+    int32_t n_hidden;             /* 0 for none */
+    float *hidden;                /* (n_hidden, n, dim): the residual stream after so many layers; 0 is the embedding */
 } pl_run;
 
 /* Asked between layers, at most every 20 ms, on the calling thread; nonzero stops the evaluation. */
@@ -319,11 +342,12 @@ typedef struct pl_sampling {
 } pl_sampling;
 
 /* Draws one token id. logits (vocab) is not changed. history (n_history): ids the penalties look at; bias_ids and
- * bias (n_bias) are added to the logits first. *rng is llama2.c's xorshift64* state and moves by one draw where one
- * is drawn. work (2 * vocab) floats of scratch. */
+ * bias (n_bias) are added to the logits first. allowed (vocab bits, id i at bit i % 8 of byte i / 8): what may be
+ * drawn; NULL: everything. *rng is llama2.c's xorshift64* state and moves by one draw where one is drawn. work
+ * (2 * vocab) floats of scratch. */
 int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
                   const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
-                  float *work, int32_t *token, pl_error *err);
+                  const uint8_t *allowed, float *work, int32_t *token, pl_error *err);
 
 /* ---- words: where text is cut before pieces are merged ------------------------------------------------------------ */
 

@@ -156,10 +156,10 @@ def _layer(maker: _Maker, layer: int, names: list[str]) -> None:
             maker.vector(slot, layer, expert)
 
 
-def logits(model: _core.NativeModel, ids: list[int], *, hidden: bool = False) -> Array:
+def logits(model: _core.NativeModel, ids: list[int], *, states: bool = False) -> Array:
     """All tokens in one pass."""
     session = model.new_session(len(ids))
     try:
-        return np.array(session.eval(ids, n_logits=len(ids), hidden=hidden))
+        return np.array(session.eval(ids, n_logits=len(ids), states=states))
     finally:
         session.close()

@@ -152,6 +152,17 @@ def attend(config: ModelConfig, window: int, q: Array, k: Array, v: Array, sinks
     return out
 
 
+class Trace(NamedTuple):
+    """What `forward` saw on its way: the residual stream before, between and after layers; each layer's keys, values.
+
+    Each hidden state is (n, dim), keys (rotated) and values (n, kv_heads, head_dim).
+    """
+
+    hidden: list[Array]
+    keys: list[Array]
+    values: list[Array]
+
+
 def softmax(x: Array) -> Array:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     p: Array = e / e.sum(axis=-1, keepdims=True)
@@ -240,13 +251,15 @@ def forward(
     *,
     planes: int | None = None,
     kv_half: bool = False,
-    hidden: bool = False,
+    states: bool = False,
+    trace: Trace | None = None,
 ) -> Array:
-    """Logits after each of `tokens`, (n, vocab) float64; or hidden states (n, dim), what the head reads.
+    """Logits after each of `tokens`, (n, vocab) float64; or, with `states`, (n, dim), what the head reads.
 
     `planes`: round activations as the engine does in that precision; the head's always in two. `kv_half`: keep keys
-    and values in half precision.
+    and values in half precision. `trace`: filled in.
     """
+    trace = trace or Trace([], [], [])
     whole, n = Block(config, weights), len(tokens)
     x = weights["embedding", 0].values[tokens] * config.embedding_scale
     if ("position_embedding", 0) in weights:
@@ -255,6 +268,7 @@ def forward(
 
     for layer in range(config.n_layers):
         block, of_layer = Block(config, weights, layer, planes), config.layer(layer)
+        trace.hidden.append(x)
         h = block.norm("attention_norm", x)
         q, k = block.heads("wq", "bq", "q_norm", h), block.heads("wk", "bk", "k_norm", h)
         v = block.linear("wv", "bv", h).reshape(n, -1, config.head_dim)
@@ -263,6 +277,8 @@ def forward(
             q, k = rotate(q, config, theta), rotate(k, config, theta)
         if kv_half:
             k, v = k.astype(np.float16).astype(np.float64), v.astype(np.float16).astype(np.float64)
+        trace.keys.append(k)
+        trace.values.append(v)
         y = block.linear("wo", "bo", attend(config, of_layer.window, q, k, v, block.vector("sinks")))
         if config.parallel:
             h = block.norm("ffn_norm", x) if ("ffn_norm", layer) in weights else h
@@ -271,8 +287,9 @@ def forward(
             h = block.norm("ffn_norm", x)
         y = y + (experts(block, h) if of_layer.experts else feed_forward(block, "", h))
         x = join(block, "ffn_post_norm", x, y)
+    trace.hidden.append(x)
     x = whole.norm("final_norm", x)
-    if hidden:
+    if states:
         return x
     logits = weights.get(("head", 0), weights["embedding", 0]).apply(x, 2 if planes else None)
     bias = whole.vector("head_bias")

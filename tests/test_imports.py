@@ -29,12 +29,34 @@ PY_MAY_IMPORT = {
     "_core": {"errors", "config", "machine", "_native"},
     "tokenizers": {"errors", "config", "machine", "formats", "_core"},
     "sampling": {"errors", "_core"},
-    "generation": {"errors", "machine"},
+    "generation": {"errors", "machine", "awaiting"},
+    "batching": set(),
+    "speculation": set(),
+    "awaiting": set(),
+    "scheduler": {"errors", "_core"},
+    "prefixes": {"_core"},
+    "hooks": set(),
+    "grammar": {"errors"},
+    "tool_formats": set(),
+    "tool_schemas": set(),
+    "conversation": {"errors", "tool_formats", "tool_schemas", "tokenizers"},
+    "tools": {"tool_formats", "tool_schemas"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
-PY_TYPES_ONLY = {"session": {"model"}}  # under TYPE_CHECKING: a name in an annotation, no import when running
+# Under TYPE_CHECKING: a name in an annotation, no import when running.
+PY_TYPES_ONLY = {
+    "session": {"model"},
+    "awaiting": {"generation"},
+    "batching": {"generation"},
+    "speculation": {"session"},
+    "hooks": {"generation"},
+    "grammar": {"generation", "sampling", "tokenizers"},
+    "generation": {"tool_formats"},
+    "tool_formats": {"tokenizers"},
+    "tools": {"model", "session"},
+}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,
@@ -43,7 +65,10 @@ PY_MAY_IMPORT |= {
     "quantizing": PY_FACADE | {"model", "loading"},
     "__init__": PY_FACADE | {"session", "model", "quantizing"},
     "perplexity": FOUNDATION | {"model"},
-    "bench": FOUNDATION | {"_core", "model"},
+    "probes": {"_core"},
+    "peers": {"__init__"},
+    "comparing": FOUNDATION | {"peers", "probes"},
+    "bench": FOUNDATION | {"_core", "model", "comparing", "peers", "probes"},
     "cli": PY_FACADE | {"__init__", "session", "model", "quantizing", "perplexity", "bench"},
     "__main__": {"cli"},
 }

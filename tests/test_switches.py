@@ -171,7 +171,7 @@ def test_the_formulas(name: str) -> None:
     """All positions in one pass, hidden states and logits."""
     model = model_of(name)
     native, weights = model.native(), model.weights()
-    assert off(logits(native, IDS, hidden=True), forward(model.config, weights, IDS, hidden=True)) < ROUNDING
+    assert off(logits(native, IDS, states=True), forward(model.config, weights, IDS, states=True)) < ROUNDING
     if has_logits(model):
         assert off(logits(native, IDS), forward(model.config, weights, IDS)) < ROUNDING
 
@@ -195,8 +195,8 @@ def test_quantised_weights(name: str, planes: int) -> None:
     """As far from the exact answer as rounding activations makes it, for all positions together."""
     model = model_of(name, (Q8_0, Q4_0))
     c, weights = model.config, model.weights()
-    exact, rounded = (forward(c, weights, IDS[:60], planes=n, hidden=True) for n in (None, planes))
-    y = logits(model.native(planes=planes), IDS[:60], hidden=True)
+    exact, rounded = (forward(c, weights, IDS[:60], planes=n, states=True) for n in (None, planes))
+    y = logits(model.native(planes=planes), IDS[:60], states=True)
     assert off(y, exact) < max(2.5 * off(rounded, exact), ROUNDING)
 
 
@@ -261,10 +261,10 @@ def test_encoders_give_the_same_bits(name: str) -> None:
     model = model_of(name, MIXED)
     for n in (1, 2, 17, 330):
         with kernel_level("scalar"):
-            expected = bits(logits(model.native(), IDS[:n], hidden=True))
+            expected = bits(logits(model.native(), IDS[:n], states=True))
         for isa in _core.isa_names():
             with kernel_level(isa):
-                assert np.array_equal(bits(logits(model.native(threads=3), IDS[:n], hidden=True)), expected), (isa, n)
+                assert np.array_equal(bits(logits(model.native(threads=3), IDS[:n], states=True)), expected), (isa, n)
 
 
 #: Sizes with enough weights for a single token's work to be shared out.
@@ -342,13 +342,13 @@ def test_learned_positions_end() -> None:
 
 def test_an_encoder_takes_a_sequence_at_once() -> None:
     session = model_of("encoder").native().new_session(100)
-    first = np.array(session.eval(IDS[:10], hidden=True))
+    first = np.array(session.eval(IDS[:10], states=True))
     with pytest.raises(ValueError, match="as a whole: it cannot go on at position 10"):
-        session.eval(IDS[:1], hidden=True)
+        session.eval(IDS[:1], states=True)
     with pytest.raises(pyllm.UnsupportedModelError, match="no head"):
         model_of("encoder").native().new_session(10).eval(IDS[:3])
     session.truncate(0)
-    assert np.array_equal(bits(session.eval(IDS[:10], hidden=True)), bits(first))
+    assert np.array_equal(bits(session.eval(IDS[:10], states=True)), bits(first))
 
 
 def test_hidden_states_beside_logits_in_one_batch() -> None:
@@ -363,12 +363,12 @@ def test_hidden_states_beside_logits_in_one_batch() -> None:
         hidden, out = np.zeros((n, 64), np.float32), np.zeros((n, VOCAB), np.float32)
         run_.session, run_.n, run_.n_logits = session.pointer, n, n if states or rows else 0
         run_.tokens = ffi.from_buffer("int32_t[]", ids)
-        run_.hidden = ffi.from_buffer("float[]", hidden) if states else ffi.NULL
+        run_.states = ffi.from_buffer("float[]", hidden) if states else ffi.NULL
         run_.logits = ffi.from_buffer("float[]", out) if rows else ffi.NULL
         kept.append((session, ids, hidden, out))
     _core.check(lib.pl_eval(model.pointer, runs, len(wants), 2, ffi.NULL, ffi.NULL, err), err)
     for (n, states, rows), (_, _, hidden, out) in zip(wants, kept, strict=True):
-        assert np.array_equal(bits(hidden), bits(logits(model, IDS[:n], hidden=True) if states else 0 * hidden))
+        assert np.array_equal(bits(hidden), bits(logits(model, IDS[:n], states=True) if states else 0 * hidden))
         assert np.array_equal(bits(out), bits(logits(model, IDS[:n]) if rows else 0 * out))
 
 

@@ -41,19 +41,19 @@ static int64_t list_answers(pl_pass *p, int with_logits, int64_t m) {
         if ((run->logits != NULL) != with_logits) continue;
         for (int64_t j = 0; j < run->n_logits; j++, m++) {
             p->answers[m] = (pl_answer){end - run->n_logits + j, NULL};
-            if (run->hidden) p->answers[m].hidden = run->hidden + j * p->config->dim;
+            if (run->states) p->answers[m].state = run->states + j * p->config->dim;
             if (with_logits) p->logits[m] = run->logits + j * p->config->vocab_size;
         }
     }
     return m;
 }
 
-int32_t pl_forward(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll, void *context,
-                   pl_error *err) {
+int32_t pl_forward(pl_model *model, pl_scratch *scratch, const pl_run *runs, int32_t n_runs, int32_t threads,
+                   pl_poll_fn poll, void *context, pl_error *err) {
     pl_pass p = {.model = model,
                  .config = &model->config,
                  .kernels = pl_kernels_current(),
-                 .scratch = &runs[0].session->scratch,
+                 .scratch = scratch,
                  .runs = runs,
                  .n_runs = n_runs,
                  .poll = poll,

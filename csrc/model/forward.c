@@ -188,7 +188,7 @@ static void final_norm(const pl_pass *p, const pl_worker *w, int32_t planes) {
         const pl_answer *a = &p->answers[i];
         float *out = pl_column(p, i + s.shift);
         normalise_or_copy(p, &p->model->final_norm, stream(p, w, a->row), out);
-        if (a->hidden && (p->n_answers > 1 || w->index == 0)) memcpy(a->hidden, out, (size_t)dim * sizeof *out);
+        if (a->state && (p->n_answers > 1 || w->index == 0)) memcpy(a->state, out, (size_t)dim * sizeof *out);
         pl_make_column(p, &p->scratch->acts, i + s.shift, out, dim, planes);
     }
     pl_tokens_shared(w, p->n_answers);
@@ -213,6 +213,23 @@ static void head(const pl_pass *p, const pl_worker *w) {
     }
 }
 
+/* The residual stream as it is after `depth` layers, for the runs that want it: each worker's own share of it. */
+static void keep(const pl_pass *p, const pl_worker *w, int64_t depth) {
+    int64_t first = 0, dim = p->config->dim;
+    pl_token_share s = pl_share_tokens(w, p->n);
+    if (p->n == 1 && w->index != 0) return;
+    for (int32_t r = 0; r < p->n_runs; first += p->runs[r].n, r++) {
+        const pl_run *run = &p->runs[r];
+        int64_t begin = s.begin > first ? s.begin : first, end = s.end < first + run->n ? s.end : first + run->n;
+        for (int64_t j = 0; j < run->n_hidden; j++) {
+            if (run->hidden_layers[j] != depth) continue;
+            for (int64_t i = begin; i < end; i++) {
+                memcpy(run->hidden + (j * run->n + i - first) * dim, stream(p, w, i), (size_t)dim * sizeof(float));
+            }
+        }
+    }
+}
+
 /* Thread 0 asks whether to go on; the next barrier tells the others. */
 static void ask(pl_pass *p, const pl_worker *w) {
     if (w->index != 0 || p->poll == NULL) return;
@@ -226,6 +243,7 @@ void pl_transformer(void *argument, const pl_worker *w) {
     pl_pass *p = argument;
     prepare_rotations(p, w);
     embed(p, w);
+    keep(p, w, 0);
     for (int64_t layer = 0; layer < p->config->n_layers; layer++) {
         const pl_layer *l = &p->model->layers[layer];
         attention_block(p, w, l, layer);
@@ -237,6 +255,7 @@ void pl_transformer(void *argument, const pl_worker *w) {
         ask(p, w);
         feed_forward_block(p, w, l);
         join(p, w, &l->ffn_post_norm, l->config.experts ? l : NULL);
+        keep(p, w, layer + 1);
         if (p->stop) return;
     }
     pl_tokens_shared(w, p->n);

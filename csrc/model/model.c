@@ -8,6 +8,7 @@
 #include "base/math.h"
 #include "base/memory.h"
 #include "model/config.h"
+#include "model/scratch.h"
 
 /* ---- slots: where each tensor goes and what shape it must have ----------------------------------------------------- */
 
@@ -218,6 +219,7 @@ int32_t pl_model_new(const pl_config *config, const pl_layer_config *layers, pl_
     m->config = *config;
     m->kv = pl_kv_layout_of(config);
     atomic_init(&m->references, 1);
+    atomic_init(&m->page_limit, INT64_MAX);
     m->layers = pl_alloc((size_t)config->n_layers, sizeof *m->layers);
     for (int32_t i = 0; i < config->n_layers && m->layers != NULL; i++) m->layers[i].config = layers[i];
     if (m->layers == NULL || !add_experts(m)) {
@@ -243,6 +245,7 @@ static void free_vectors(pl_model *m) {
 void pl_model_release(pl_model *m) {
     if (m == NULL || atomic_fetch_sub(&m->references, 1) != 1) return;
     if (m->layers != NULL) free_vectors(m);
+    pl_scratch_return(m, NULL);
     pl_arena_free(&m->weights);
     pl_free(m->rope_main);
     pl_free(m->rope_long);
@@ -447,3 +450,5 @@ size_t pl_model_nbytes(const pl_model *m) {
 int64_t pl_model_kv_pages(const pl_model *m) { return atomic_load(&((pl_model *)m)->pages); }
 
 size_t pl_model_kv_page_bytes(const pl_model *m) { return m->kv.page_bytes; }
+
+void pl_model_limit_kv(pl_model *m, int64_t pages) { atomic_store(&m->page_limit, pages); }

@@ -47,7 +47,9 @@ struct pl_model {
     pl_kv_layout kv;
     pl_arena weights; /* what the matrices' strips lie in */
     atomic_int references;
-    atomic_llong pages; /* KV pages alive */
+    atomic_llong pages;                /* KV pages alive */
+    atomic_llong page_limit;           /* so many at most */
+    _Atomic(struct pl_scratch *) idle; /* of the last forward pass, for the next one; or NULL */
     int finished;
     pl_linear embedding;          /* (vocab, dim) */
     pl_linear position_embedding; /* (context, dim) */

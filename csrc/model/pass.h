@@ -19,7 +19,7 @@ typedef struct pl_row {
 /* A row of the answer: the token it belongs to, and where it goes. */
 typedef struct pl_answer {
     int64_t row;
-    float *hidden; /* (dim) or NULL */
+    float *state; /* (dim) or NULL */
 } pl_answer;
 
 typedef struct pl_pass {

@@ -1,10 +1,9 @@
-/* A session: one sequence's keys and values, its position, and scratch for forward passes. One thread at a time. */
+/* A session: one sequence's keys and values, and its position. One thread at a time. */
 #ifndef PL_MODEL_SESSION_H
 #define PL_MODEL_SESSION_H
 
 #include "model/model.h"
 #include "model/pages.h"
-#include "model/scratch.h"
 
 struct pl_session {
     pl_model *model; /* holds a reference */
@@ -12,7 +11,6 @@ struct pl_session {
     int64_t expected;  /* length that its sequence is going to have; 0: what it has after each evaluation */
     int32_t long_rope; /* its keys are rotated by the long factors */
     pl_page_table table;
-    pl_scratch scratch; /* lent to a forward pass in which this session stands first */
 };
 
 /* Whether n tokens more may be evaluated with the RoPE factors that the session has used so far. */

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
 from pathlib import Path
 
-from pyllm.errors import ModelFormatError
+from pyllm.errors import ModelFormatError, OutOfMemoryError
 from pyllm.formats import folder, foreign, gguf, llama2c, split
 from pyllm.formats.checkpoint import Buffer, Checkpoint, TensorSpec
 
@@ -82,7 +83,12 @@ def _map(path: Path) -> mmap.mmap:
     if status.st_size == 0:
         raise ModelFormatError(f"{path}: the file is empty; get it again")
     with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise OutOfMemoryError(f"{path}: no address space left to map its {status.st_size} bytes") from None
 
 
 def _folder_refusal(path: Path) -> ModelFormatError:

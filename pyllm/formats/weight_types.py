@@ -57,6 +57,9 @@ _RUNNABLE = (
     WeightType(34, "TQ1_0", 256, 54, True),
     WeightType(35, "TQ2_0", 256, 66, True),
     WeightType(MXFP4, "MXFP4", 32, 17, True),
+    WeightType(40, "NVFP4", 64, 36, True),
+    WeightType(41, "Q1_0", 128, 18, True),
+    WeightType(42, "Q2_0", 64, 18, True),
 )
 
 _KNOWN = (
@@ -66,9 +69,6 @@ _KNOWN = (
     WeightType(26, "I32", 1, 4),
     WeightType(27, "I64", 1, 8),
     WeightType(28, "F64", 1, 8),
-    WeightType(40, "NVFP4", 64, 36),
-    WeightType(41, "Q1_0", 128, 18),
-    WeightType(42, "Q2_0", 64, 18),
 )
 
 WEIGHT_TYPES = {row.id: row for row in (*_RUNNABLE, *_KNOWN)}

@@ -109,8 +109,12 @@ class Tokenizer(ABC):
         control tokens in the text become such; otherwise they are text like any other. Raises `TypeError` for what
         is no `str`, `TokenizerError` for lone surrogates and for a BOS or EOS that the vocabulary does not have.
         """
-        matcher = self._all_whole_pieces if special else self._user_pieces
-        return self.frame(self.encode_parts(matcher.split(checked(text))), bos=bos, eos=eos)
+        parts = (self._all_whole_pieces if special else self._user_pieces).split(checked(text))
+        if len(parts) == 1 and not isinstance(parts[0], int):  # most texts: nothing to arrange
+            ids = self._encode_text(parts[0])
+        else:
+            ids = self.encode_parts(parts)
+        return self.frame(ids, bos=bos, eos=eos)
 
     def encode_batch(
         self, texts: Iterable[str], *, bos: bool | None = None, eos: bool = False, special: bool = False
@@ -189,6 +193,11 @@ class Tokenizer(ABC):
         """How control tokens are written in text, by id; "" for those that are not."""
         return self._traits.control
 
+    @property
+    def user_defined_texts(self) -> Mapping[int, str]:
+        """The texts that become one token wherever they stand, by id."""
+        return self._traits.user_defined
+
     def special_text(self, token: int) -> str:
         """How a token that templates name, such as BOS, is written in text."""
         return self._traits.control.get(token) or self.id_to_piece(token)
@@ -198,6 +207,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         """Ids of some stretches, on at most so many threads."""
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Ids of one stretch that begins a text: what most texts are, so that each kind may be quick about it."""
+        return list(self._encode_stretches([Stretch(text, True)], 1)[0])
 
     @abstractmethod
     def _bytes_of(self, token: int) -> bytes:
@@ -248,13 +261,7 @@ def _filled(parts: Iterable[int | Stretch], encoded: Iterator[Sequence[int]]) ->
 
 
 def checked(text: str) -> str:
-    """The text, after `check_text`."""
-    check_text(text)
-    return text
-
-
-def check_text(text: object) -> None:
-    """Raises `TypeError` for what is no `str` and `TokenizerError` for lone surrogates, which are no characters."""
+    """The text. Raises `TypeError` for what is no `str` and `TokenizerError` for lone surrogates, no characters."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {type(text).__name__}")
     try:
@@ -264,3 +271,4 @@ def check_text(text: object) -> None:
             f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, which is half "
             "of a character: the text was decoded wrongly"
         ) from None
+    return text

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Tokenizer, check_text
+from pyllm.tokenizers.base import Tokenizer, checked
 from pyllm.tokenizers.tagged import Tags, private_characters
 from pyllm.tokenizers.template import ChatTemplate
 
@@ -95,7 +95,8 @@ def _foreign(
 ) -> dict[str, Any]:
     """All that the template sees but does not come from the model's files."""
     conversation = [_checked(message, number) for number, message in enumerate(_listed(messages))]
-    given = {"messages": conversation, "tools": list(tools) if tools else None}
+    listed = list(tools) if tools else None
+    given = {"messages": conversation, "tools": listed, "xml_tools": listed}  # as SmolLM 3's template names them
     return {**(variables or {}), **given, "documents": list(documents) if documents else None}
 
 
@@ -171,8 +172,7 @@ def _in_one(message: Message) -> Message:
 def _strings(value: Any) -> Iterator[str]:
     """Every string in JSON-like data, checked to consist of characters."""
     if isinstance(value, str):
-        check_text(value)
-        yield value
+        yield checked(value)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _strings(key)

@@ -543,7 +543,7 @@ static uint64_t hash_model(pl_model *model, uint64_t hash) {
     hash = eval(model, session, tokens, PROMPT, logits, hash);
     const float *last = logits + (PROMPT - 1) * VOCAB;
     for (int32_t n = PROMPT; n < PROMPT + DECODED; n++, last = logits) {
-        must(pl_sample(&sampling, &rng, last, VOCAB, tokens, n, NULL, NULL, 0, work, &tokens[n], &error));
+        must(pl_sample(&sampling, &rng, last, VOCAB, tokens, n, NULL, NULL, 0, NULL, work, &tokens[n], &error));
         hash = eval(model, session, tokens + n, 1, logits, hash);
     }
     pl_session_free(session);
@@ -567,6 +567,25 @@ static void probe_values(void) {
         free(data);
     }
     free(out);
+}
+
+/* What the quantisers make of ordinary numbers, of very small and of very large ones. */
+static void probe_quantisers(void) {
+    enum { COLS = 256 * 9 };
+    const pl_type_info *type;
+    static float x[COLS];
+    static uint8_t out[COLS * 4];
+    for (int32_t i = 0; (type = pl_type_at(i)) != NULL; i++) {
+        uint64_t hash = START;
+        size_t nbytes = (size_t)(COLS / type->block_elements) * (size_t)type->block_bytes;
+        if (pl_type_row(type->id)->quantize_row == NULL) continue;
+        random_state = 300;
+        for (int k = 0; k < COLS; k++) {
+            x[k] = random_float() * random_float() * (k < 1024 ? 0.05f : k < 1280 ? 1e-8f : k < 1536 ? 6e4f : 1.0f);
+        }
+        pl_type_row(type->id)->quantize_row(x, COLS, out);
+        report("quantised/", type->name, "-", hash_bytes(hash, out, nbytes));
+    }
 }
 
 /* One type stands for all that are packed alike: beyond the packing they share all code. */
@@ -620,6 +639,7 @@ int main(void) {
     probe_f16();
     probe_values();
     probe_values();
+    probe_quantisers();
     for (int32_t i = 0; (name = pl_isa_name(i)) != NULL; i++) {
         const pl_kernels *kernels = pl_kernels_by_name(name);
         probe_matmuls(kernels);

@@ -123,10 +123,12 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         "gemma3_text",
         "gemma3",
         {"num_hidden_layers": 7, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 6, "hidden_size": 32}
-        | {"rope_parameters": {
-            SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
-            FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0},
-        }},
+        | {
+            "rope_parameters": {
+                SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+                FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0},
+            }
+        },
     ),
     "phi": ("phi", "phi2", {**rope(partial_rotary_factor=0.5)}),
     "phi3": ("phi3", "phi3", {"sliding_window": 11, **rope()}),
@@ -134,22 +136,26 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         "phi3",
         "phi3",
         {"original_max_position_embeddings": 16, "tie_word_embeddings": True, "num_key_value_heads": 4}
-        | {"rope_parameters": {
-            **LONG,
-            "short_factor": [1.0 + i / 4 for i in range(6)],
-            "long_factor": [1.5 + i for i in range(6)],
-        }},
+        | {
+            "rope_parameters": {
+                **LONG,
+                "short_factor": [1.0 + i / 4 for i in range(6)],
+                "long_factor": [1.5 + i for i in range(6)],
+            }
+        },
     ),
     "phi3-partial": (
         "phi3",
         None,
         {"original_max_position_embeddings": 32, "num_attention_heads": 3, "num_key_value_heads": 1}
-        | {"rope_parameters": {
-            **LONG,
-            "partial_rotary_factor": 0.75,
-            "short_factor": [1.0 + i / 4 for i in range(6)],
-            "long_factor": [1.5 + i for i in range(6)],
-        }},
+        | {
+            "rope_parameters": {
+                **LONG,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0 + i / 4 for i in range(6)],
+                "long_factor": [1.5 + i for i in range(6)],
+            }
+        },
     ),
     "olmo2": ("olmo2", "olmo2", {**rope()}),
     "olmo3": (
