@@ -23,20 +23,27 @@ PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "arcee")
 
 #: GGUF's keys (without the architecture) and the fields of config.json that they come from.
 KEYS = {
-    "embedding_length": ("hidden_size", "n_embd"), "block_count": ("num_hidden_layers", "n_layer"),
+    "embedding_length": ("hidden_size", "n_embd"),
+    "block_count": ("num_hidden_layers", "n_layer"),
     "attention.head_count": ("num_attention_heads", "n_head"),
     "context_length": ("max_position_embeddings", "n_positions"),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
     "attention.layer_norm_epsilon": ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon"),
-    "attention.sliding_window": ("sliding_window",), "logit_scale": ("logit_scale", "logits_scaling"),
-    "attn_logit_softcapping": ("attn_logit_softcapping",), "final_logit_softcapping": ("final_logit_softcapping",),
+    "attention.sliding_window": ("sliding_window",),
+    "logit_scale": ("logit_scale", "logits_scaling"),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
     "expert_count": ("num_experts", "num_local_experts", "moe_num_experts"),
-    "expert_used_count": ("num_experts_per_tok", "moe_k"), "attention.scale": ("attention_multiplier",),
+    "expert_used_count": ("num_experts_per_tok", "moe_k"),
+    "attention.scale": ("attention_multiplier",),
     "expert_feed_forward_length": ("moe_intermediate_size",),
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
-    "expert_shared_count": ("moe_num_shared_experts",), "interleave_moe_layer_step": ("moe_layer_interval",),
-    "leading_dense_block_count": ("moe_layer_start_index",), "use_parallel_residual": ("use_parallel_residual",),
-    "embedding_scale": ("embedding_multiplier",), "residual_scale": ("residual_multiplier",),
+    "expert_shared_count": ("moe_num_shared_experts",),
+    "interleave_moe_layer_step": ("moe_layer_interval",),
+    "leading_dense_block_count": ("moe_layer_start_index",),
+    "use_parallel_residual": ("use_parallel_residual",),
+    "embedding_scale": ("embedding_multiplier",),
+    "residual_scale": ("residual_multiplier",),
 }
 
 
@@ -210,6 +217,10 @@ def ernie(name: str, renamed: str | None, values: Array, config: Config) -> Iter
 
 SPECIAL: dict[str, Special] = {
     **dict.fromkeys(("gemma", "gemma2", "gemma3"), gemma),
-    "falcon": falcon, "gptneox": gpt_neox, "gpt2": gpt2, "granitemoe": granitemoe,
-    "gpt-oss": gpt_oss, "ernie4_5-moe": ernie,
+    "falcon": falcon,
+    "gptneox": gpt_neox,
+    "gpt2": gpt2,
+    "granitemoe": granitemoe,
+    "gpt-oss": gpt_oss,
+    "ernie4_5-moe": ernie,
 }

@@ -120,8 +120,8 @@ _LACKS = {
     "granitemoehybrid granitehybrid plamo2",
     "short convolutions": "lfm2 lfm2moe lfm2_moe",
     "recurrent layers": "rwkv rwkv6 rwkv7 recurrent_gemma xlstm qwen3_next qwen3next minimax kimi_linear",
-    "multi-head latent attention (MLA)": "deepseek_v2 deepseek_v3 deepseek_v32 deepseek2 minicpm3 kimi_k2 glm4_moe_lite "
-    "longcat_flash",
+    "multi-head latent attention (MLA)": "deepseek_v2 deepseek_v3 deepseek_v32 deepseek2 minicpm3 kimi_k2 "
+    "glm4_moe_lite longcat_flash",
     "ALiBi positions": "bloom mpt baichuan jais",
     "a vision tower": "gemma3 llava llava_next llava_onevision mllama mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen2vl "
     "qwen3vl idefics3 smolvlm paligemma phi4mm phi4_multimodal llama4 internvl pixtral glm4v",
