@@ -19,6 +19,7 @@ from pyllm.batching import Batch
 from pyllm.conversation import encode_conversation
 from pyllm.embedding import POOLINGS, embed, pooling_of
 from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError, UnsupportedModelError
+from pyllm.formats.folder import FORMAT as FOLDER_FORMAT
 from pyllm.formats.weight_types import MAKEABLE, type_name
 from pyllm.loading import bind_all, dequantized
 from pyllm.machine import available_threads
@@ -29,10 +30,13 @@ from pyllm.scheduler import Scheduler
 from pyllm.session import Options, OwnSteps, Session, begin_generation, open_session, restore_session
 from pyllm.speculation import PromptLookup, SmallerModel, Speculation
 from pyllm.tokenizers import Tokenizer
+from pyllm.tokenizers.folder import generation_defaults
+from pyllm.tokenizers.loading import load_folder
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from pyllm.architectures import Binding
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
@@ -74,7 +78,8 @@ def load(
 ) -> Model:
     """Load a model.
 
-    `source`: a model file (GGUF, llama2.c `.bin`), or a catalogue name such as "smollm2-135m", fetched if need be.
+    `source`: a model file (GGUF, llama2.c `.bin`), a Hugging Face folder (`config.json` and `.safetensors` files), or a
+    catalogue name such as "smollm2-135m", fetched if need be.
     `threads`: None means as many as this process may really use (`machine.available_threads`).
     `context_length`: positions of a session that asks for none; None means what the model was made for.
     `precision`: "high" (16-bit activations, the model's own answer) or "fast" (8-bit, about twice the prefill rate).
@@ -109,11 +114,12 @@ def load(
     try:
         config = architectures.describe(checkpoint)
         kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" or not config.causal else "f16")
+        bindings = architectures.bindings(checkpoint, config)
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
-            bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
-            return Model(native, checkpoint, config, chosen, arguments | {"kv_dtype": kv_dtype})
+            bind_all(native, checkpoint, bindings, MAKEABLE.get(dtype or ""), progress)
+            return Model(native, checkpoint, bindings, config, chosen, arguments | {"kv_dtype": kv_dtype})
         except BaseException:
             native.close()
             raise
@@ -147,6 +153,7 @@ class Model:
         self,
         native: _core.NativeModel,
         checkpoint: Checkpoint,
+        bindings: Sequence[Binding],
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         arguments: Mapping[str, Any],
@@ -160,8 +167,9 @@ class Model:
         self._format = checkpoint.format
         self._notes = dict(checkpoint.notes)
         self._types = _count_types(checkpoint.tensors.values())
+        self._parameters = sum(b.rows * b.cols for b in bindings if b.tensor.inline is None)
         self._bos_id, self._stop_ids = _text_limits(checkpoint, tokenizer)
-        self._default_sampler = sampler_from_metadata(checkpoint.metadata)
+        self._default_sampler = sampler_from_metadata(_generation_defaults(checkpoint))
         self._context_length = min(config.context_length, _core.LONGEST_CONTEXT)
         self._context_length = self._session_length(arguments["context_length"])
         self._prefixes = Prefixes(arguments["prefix_cache"] or 0, native.kv_page_bytes)
@@ -247,7 +255,7 @@ class Model:
             "format": self._format,
             **self._notes,
             **asdict(self._config),
-            "parameters": parameter_count(self._config),
+            "parameters": self._parameters,
             "tensors": self._types,
             "tokenizer": type(self._tokenizer).__name__ if self._tokenizer else None,
             "chat_template": bool(self._tokenizer and self._tokenizer.chat_template),
@@ -674,7 +682,9 @@ def find(source: str | os.PathLike[str], progress: Progress | bool | None) -> Pa
 def _choose_tokenizer(
     given: str | os.PathLike[str] | Tokenizer | None, checkpoint: Checkpoint, config: ModelConfig
 ) -> Tokenizer | None:
-    if given is None:
+    if given is None and checkpoint.format == FOLDER_FORMAT:
+        tokenizer = load_folder(checkpoint.path)
+    elif given is None:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
     elif isinstance(given, Tokenizer):
         tokenizer = given
@@ -705,19 +715,17 @@ def _text_limits(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[i
     return tokenizer.bos_id, tokenizer.eos_ids
 
 
+def _generation_defaults(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a model's files say about sampling, under GGUF's names."""
+    return generation_defaults(checkpoint.path) if checkpoint.format == FOLDER_FORMAT else checkpoint.metadata
+
+
 def _count_types(tensors: Iterable[TensorSpec]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in tensors:
         name = type_name(tensor.type_id)
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Weights of the transformer with a tied head, norms included."""
-    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    layer = attention + 3 * config.dim * config.hidden_dim + 2 * config.dim
-    return config.vocab_size * config.dim + config.n_layers * layer + config.dim
 
 
 # ---- pickling --------------------------------------------------------------------------------------------------------

@@ -122,10 +122,11 @@ FOLDERS: dict[str, Family] = {
 # What pyllm lacks for families that people have.
 _LACKS = {
     "state-space layers (Mamba)": "mamba mamba2 falcon_mamba jamba bamba zamba zamba2 falcon_h1 falcon-h1 nemotron_h "
-    "granitemoehybrid granitehybrid plamo2 lfm2 lfm2moe lfm2_moe",
+    "granitemoehybrid granitehybrid plamo2",
+    "short convolutions": "lfm2 lfm2moe lfm2_moe",
     "recurrent layers": "rwkv rwkv6 rwkv7 recurrent_gemma xlstm qwen3_next qwen3next minimax kimi_linear",
-    "multi-head latent attention (MLA)": "deepseek_v2 deepseek_v3 deepseek_v32 deepseek2 minicpm3 kimi_k2 glm4_moe_lite "
-    "longcat_flash",
+    "multi-head latent attention (MLA)": "deepseek_v2 deepseek_v3 deepseek_v32 deepseek2 minicpm3 kimi_k2 "
+    "glm4_moe_lite longcat_flash",
     "ALiBi positions": "bloom mpt baichuan jais",
     "a vision tower": "gemma3 llava llava_next llava_onevision mllama mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen2vl "
     "qwen3vl idefics3 smolvlm paligemma phi4mm phi4_multimodal llama4 internvl pixtral glm4v",

@@ -155,10 +155,12 @@ class Draft:
     # ---- RoPE --------------------------------------------------------------------------------------------------------
 
     def stretch(self, stretch: Stretch) -> None:
-        """Scaled RoPE of the main kind."""
+        """Scaled RoPE of the main kind. Raises `ModelFormatError` where fields lead to impossible factors."""
         self.set(rope_scale=stretch.scale, rope_original=stretch.original)
         for slot, values in (("rope_factors", stretch.factors), ("rope_factors_long", stretch.long)):
             if values is not None:
+                if not (np.isfinite(values).all() and (values > 0).all()):
+                    raise ModelFormatError(f"{self.checkpoint.path}: the fields of scaled RoPE lead to {values.max()}")
                 self.constants[slot] = values
 
     def described(self) -> Description:

@@ -292,6 +292,8 @@ def rotate(draft: Draft, parameters: Fields, fields: Fields, *, theta: float, pa
     if kind == "default":
         draft.stretch(rope.Stretch())
     elif kind in kinds:
+        if base <= 1.0:
+            raise parameters.bad("rope_theta", base, "more than 1")
         draft.stretch(kinds[kind](draft, parameters, base, dims))
     else:
         raise parameters.unsupported("rope_type" if parameters.has("rope_type") else "type")

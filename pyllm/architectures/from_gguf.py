@@ -189,6 +189,8 @@ def _scaled_rope(draft: Draft) -> None:
 
 def _yarn(draft: Draft, factor: float) -> rope.Stretch:
     fields, c = draft.fields, draft.config
+    if c["rope_base"] <= 1.0:
+        raise fields.bad("rope.freq_base", c["rope_base"], "more than 1")
     fields.assume("rope.scaling.yarn_ext_factor", 1.0)
     original = fields.integer("rope.scaling.original_context_length", c["context_length"])
     attention = fields.number("rope.scaling.yarn_attn_factor", fields.number("rope.scaling.attn_factor", 1.0))
