@@ -338,8 +338,17 @@ int32_t pl_model_bind(pl_model *m, int32_t s, int32_t layer, int32_t expert, con
     void *address = slot_address(m, s, layer, expert);
     pl_row_order order = is_rotated(&m->config, s) ? straighten_rope : NULL;
     if (slots[s].form == VECTOR) return name_failure(bind_vector(address, source, order, &m->config, err), name, err);
-    pl_matrix *matrix = &((pl_linear *)address)->matrix;
-    return name_failure(pl_matrix_pack(matrix, &m->weights, source, order, &m->config, threads, err), name, err);
+    pl_linear *linear = address;
+    linear->index = m->n_linears++;
+    return name_failure(pl_matrix_pack(&linear->matrix, &m->weights, source, order, &m->config, threads, err), name,
+                        err);
+}
+
+const pl_linear *pl_model_linear(const pl_model *m, int32_t s, int32_t layer, int32_t expert, pl_row_order *order) {
+    if (s < 0 || s >= PL_SLOT_COUNT || slots[s].form != MATRIX || slots[s].place == IN_MODEL) return NULL;
+    if (layer < 0 || layer >= slot_layers(m, s) || expert < 0 || expert >= slot_experts(m, s, layer)) return NULL;
+    *order = is_rotated(&m->config, s) ? straighten_rope : NULL;
+    return slot_is_filled(m, s, layer, expert) ? slot_address(m, s, layer, expert) : NULL;
 }
 
 /* ---- finishing --------------------------------------------------------------------------------------------------- */

@@ -23,6 +23,7 @@ int32_t pl_session_new(pl_model *m, int64_t context_length, pl_session **out, pl
 void pl_session_free(pl_session *s) {
     if (s == NULL) return;
     pl_pages_free(s->model, &s->table);
+    pl_adaptations_free(&s->adaptations);
     pl_scratch_free(&s->scratch);
     pl_model_release(s->model);
     pl_free(s);
@@ -65,7 +66,8 @@ int32_t pl_session_fork(const pl_session *from, pl_session **out, pl_error *err)
     if (status != PL_OK) return status;
     to->position = from->position;
     to->long_rope = from->long_rope;
-    status = pl_pages_share(&from->table, &to->table, err);
+    status = pl_adaptations_copy(&from->adaptations, &to->adaptations, err);
+    if (status == PL_OK) status = pl_pages_share(&from->table, &to->table, err);
     if (status != PL_OK) {
         pl_session_free(to);
         return status;

@@ -2,6 +2,7 @@
 #ifndef PL_MODEL_SESSION_H
 #define PL_MODEL_SESSION_H
 
+#include "model/adapter.h"
 #include "model/model.h"
 #include "model/pages.h"
 #include "model/scratch.h"
@@ -12,6 +13,7 @@ struct pl_session {
     int64_t expected;  /* length that its sequence is going to have; 0: what it has after each evaluation */
     int32_t long_rope; /* its keys are rotated by the long factors */
     pl_page_table table;
+    pl_adaptations adaptations;
     pl_scratch scratch; /* lent to a forward pass in which this session stands first */
 };
 
