@@ -305,8 +305,9 @@ class NativeAdapter:
         Rows are in the order of the model's own file. Raises ModelFormatError where the shapes do not fit.
         """
         err, a, b = _error(), np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
-        low, _low = _source(lib.PL_TYPE_F32, *a.shape, a, 0)
-        high, _high = _source(lib.PL_TYPE_F32, *b.shape, b, 0)
+        (rank, cols), (rows, inner) = a.shape, b.shape
+        low, _low = _source(lib.PL_TYPE_F32, rank, cols, a, 0)
+        high, _high = _source(lib.PL_TYPE_F32, rows, inner, b, 0)
         check(lib.pl_adapter_bind(self.pointer, SLOTS[slot], layer, expert, low, high, err), err)
 
 
