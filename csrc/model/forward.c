@@ -68,6 +68,7 @@ float *pl_normalise(const pl_pass *p, const pl_norm *norm, const float *x, int64
 void pl_make_column(const pl_pass *p, pl_act_buffer *acts, int64_t c, const float *x, int64_t k, int32_t planes) {
     float *column = pl_acts_column(acts, c);
     pl_acts_set(p->kernels, acts, c, x, k, planes);
+    if (planes > 0 && p->low_rank != NULL && x != column) memcpy(column, x, (size_t)k * sizeof *column);
     if (planes == 0) memset(column + k, 0, (size_t)(pl_pad(k) - k) * sizeof *column);
 }
 
@@ -91,19 +92,19 @@ static void norm(const pl_pass *p, const pl_worker *w, const pl_norm *norm, int3
     pl_tokens_shared(w, p->n);
 }
 
-void pl_product(const pl_pass *p, const pl_worker *w, const pl_linear *l, const pl_acts *x, int64_t n, float *y,
-                int32_t add) {
+void pl_product(const pl_pass *p, const pl_worker *w, const pl_linear *l, const pl_acts *x, const int32_t *tokens,
+                int64_t n, float *y, int32_t add) {
     int64_t ld = pl_pad(l->matrix.rows), begin, end;
     pl_matmul(p->kernels, w, &l->matrix, x, n, &(pl_output){.base = y, .ld = ld, .add = add});
-    if (l->bias == NULL) return;
     pl_share(w, l->matrix.rows, PL_STRIP, &begin, &end); /* the rows that it has just written itself */
-    for (int64_t c = 0; c < n; c++) pl_add(y + c * ld + begin, l->bias + begin, end - begin);
+    for (int64_t c = 0; c < n && l->bias != NULL; c++) pl_add(y + c * ld + begin, l->bias + begin, end - begin);
+    if (p->low_rank != NULL) pl_adapt(p, w, l, x, tokens, n, y);
 }
 
 /* y = W acts + b, or that added to it */
 static void product(const pl_pass *p, const pl_worker *w, const pl_linear *l, float *y, int32_t add) {
     pl_acts x = pl_input(p, w, l->matrix.cols);
-    pl_product(p, w, l, &x, p->n, y, add);
+    pl_product(p, w, l, &x, NULL, p->n, y, add);
 }
 
 void pl_activated(const pl_pass *p, pl_act_buffer *acts, int64_t c, const float *gate, const float *up, int64_t width,
