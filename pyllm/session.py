@@ -327,7 +327,8 @@ class Session:
         guess = guess[: max(self._context_length - taken - len(ids), 0)]
         self._asked = _Asked(taken, evaluated, guess)
         self._tokens.extend(ids)
-        self._seat.ask([*self._tokens[evaluated:], *guess], 1 + len(guess), poll)
+        text = self._tokens
+        self._seat.ask([*text[evaluated:], *guess], 1 + len(guess), poll, lambda: text[:evaluated])
         self._model.scheduler.add(self._seat)
 
     def _finish(self) -> Logits | None:
