@@ -98,6 +98,11 @@ def read_bandwidth(data: np.ndarray, threads: int, repeats: int) -> float:
     return float(lib.pl_read_bandwidth(ffi.from_buffer(data), data.nbytes, threads, repeats))
 
 
+def barrier_seconds(threads: int, crossings: int) -> float:
+    """Seconds of one barrier among `threads` threads, over `crossings` in a row; 0 where only one was to be had."""
+    return float(lib.pl_barrier_seconds(threads, crossings))
+
+
 # ---- weight types and single kernels ---------------------------------------------------------------------------------
 
 
@@ -163,11 +168,12 @@ def matmul_once(
     return y
 
 
-def vector_once(isa: str, kernel: str, a: np.ndarray, b: np.ndarray, parameter: float) -> np.ndarray:
+def vector_once(isa: str, kernel: str, a: np.ndarray, b: np.ndarray | None, parameter: float) -> np.ndarray:
     """One vector kernel of one level; a, b float32 (n), n a multiple of 16. Softmax returns (n + 2): sum, maximum."""
     err, out = _error(), np.empty(len(a) + 2, np.float32)
-    a, b = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
-    buffers = _floats(a), _floats(b)
+    a = np.ascontiguousarray(a, np.float32)
+    b = b if b is None else np.ascontiguousarray(b, np.float32)
+    buffers = _floats(a), ffi.NULL if b is None else _floats(b)
     check(lib.pl_vector_once(isa.encode(), kernel.encode(), *buffers, len(a), parameter, _floats(out), err), err)
     return out if kernel == "softmax" else out[: len(a)]
 
@@ -208,17 +214,33 @@ def pyllm_poll(context: Any) -> int:
 # ---- models and sessions ---------------------------------------------------------------------------------------------
 
 
+#: Fields whose values have names: "gelu_tanh" for PL_ACTIVATION_GELU_TANH.
+CHOICES = {name: f"PL_{name.upper()}_" for name in ("norm", "qk_norm", "activation", "routing", "rope")}
+
+
+def _fields(struct: str, config: object) -> dict[str, int | float]:
+    """What a C struct wants of a config with the same names."""
+    found = {name: getattr(config, name) for name, _ in ffi.typeof(struct).fields if hasattr(config, name)}
+    return {
+        name: getattr(lib, CHOICES[name] + value.upper()) if isinstance(value, str) else value
+        for name, value in found.items()
+    }
+
+
 class NativeModel:
     """A `pl_model`. Frozen after `finish()`: any number of threads may use it at once."""
 
     def __init__(self, config: ModelConfig, *, planes: int, kv_type: str, threads: int) -> None:
-        fields = {name: getattr(config, name) for name, _ in ffi.typeof("pl_config").fields if hasattr(config, name)}
-        native = ffi.new("pl_config *", {**fields, "planes": planes, "kv_type": KV_TYPES[kv_type]})
+        fields = _fields("pl_config", config) | {"planes": planes, "kv_type": KV_TYPES[kv_type]}
+        native = ffi.new("pl_config *", fields)
+        of_layers = [_fields("pl_layer_config", config.layer(i)) for i in range(config.n_layers)]
+        layers = ffi.new("pl_layer_config[]", of_layers)
         err, out = _error(), ffi.new("pl_model **")
-        check(lib.pl_model_new(native, out, err), err)
+        check(lib.pl_model_new(native, layers, out, err), err)
         self._pointer = ffi.gc(out[0], lib.pl_model_release)
         self.threads = threads
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.dim = config.vocab_size, config.dim
+        self.n_kv_heads, self.head_dim = config.n_kv_heads, config.head_dim
 
     @property
     def pointer(self) -> Any:
@@ -232,11 +254,13 @@ class NativeModel:
         """Whether `close()` was called."""
         return self._pointer is None
 
-    def bind(self, slot: str, layer: int, type_id: int, rows: int, cols: int, data: Any, group: int = 0) -> None:
+    def bind(
+        self, slot: str, layer: int, type_id: int, rows: int, cols: int, data: Any, group: int = 0, expert: int = 0
+    ) -> None:
         """Pack one tensor (rows, cols) into the model; `data` may go afterwards."""
         err = _error()
         source, _buffer = _source(type_id, rows, cols, data, group)
-        check(lib.pl_model_bind(self.pointer, SLOTS[slot], layer, source, self.threads, err), err)
+        check(lib.pl_model_bind(self.pointer, SLOTS[slot], layer, expert, source, self.threads, err), err)
 
     def finish(self) -> None:
         """Freeze the model. Raises ModelFormatError naming the first tensor that is missing."""
@@ -275,7 +299,7 @@ class NativeModel:
         has moved.
         """
         err, runs = _error(), ffi.new("pl_run[]", len(parts))
-        held = [part.session.fill(run, part.tokens, part.n_logits) for run, part in zip(runs, parts, strict=True)]
+        held = [part.session.fill(run, part) for run, part in zip(runs, parts, strict=True)]
         asked = _Poll(poll) if poll else None
         handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
         status = lib.pl_eval(self.pointer, runs, len(parts), self.threads, callback, handle, err)
@@ -295,12 +319,27 @@ class NativeModel:
         self._pointer = None  # not ffi.release(): another thread may be on its way into C with the same pointer
 
 
+def _room(rows: int, width: int) -> tuple[np.ndarray, Any]:
+    """A read-only float32 array (rows, width), and the buffer through which C fills it."""
+    array = np.empty((rows, width), np.float32)
+    buffer, view = _floats(array), array.view()
+    view.flags.writeable = False
+    return view, buffer
+
+
 class Part(NamedTuple):
-    """One session's share of a forward pass: its next tokens, and for how many of the last the logits are wanted."""
+    """One session's share of a forward pass: its next tokens, and for how many of the last it wants answers.
+
+    Answers are logits, or with `states` what the head would have made logits of. `hidden` (layers, n, dim) is filled
+    with the residual stream after so many `layers`.
+    """
 
     session: NativeSession
     tokens: Sequence[int] | np.ndarray
     n_logits: int
+    states: bool = False
+    layers: Sequence[int] = ()
+    hidden: np.ndarray | None = None
 
 
 class NativeSession:
@@ -314,10 +353,7 @@ class NativeSession:
 
     def _make_room(self, rows: int) -> None:
         """A buffer for `rows` rows of logits, and the read-only view of it that callers get."""
-        logits = np.empty((rows, self._model.vocab_size), np.float32)
-        self._run_logits = _floats(logits)
-        self._rows = logits.view()
-        self._rows.flags.writeable = False
+        self._rows, self._run_logits = _room(rows, self._model.vocab_size)
 
     @property
     def pointer(self) -> Any:
@@ -327,28 +363,62 @@ class NativeSession:
         return self._pointer
 
     def eval(
-        self, tokens: Sequence[int] | np.ndarray, n_logits: int = 1, poll: Callable[[], bool] | None = None
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        n_logits: int = 1,
+        poll: Callable[[], bool] | None = None,
+        *,
+        states: bool = False,
     ) -> np.ndarray:
         """One forward pass over all `tokens`; float32 (n_logits, vocab) for the last ones.
 
-        The result is a read-only view of the session's buffer, valid until its next `eval`. `poll` is asked between
-        layers, at most every 20 ms; where it says True, Interrupted is raised and the session has not moved.
+        With `states`, float32 (n_logits, dim) instead: what the head would have made logits of. The result is a
+        read-only view of the session's buffer, valid until its next `eval`; states have an array of their own.
+        `poll` is asked between layers, at most every 20 ms; where it says True, Interrupted is raised and the session
+        has not moved.
         """
-        return self._model.eval([Part(self, tokens, n_logits)], poll)[0]
+        return self._model.eval([Part(self, tokens, n_logits, states)], poll)[0]
 
-    def fill(self, run: Any, tokens: Sequence[int] | np.ndarray, n_logits: int) -> tuple[np.ndarray, Any, Any]:
-        """Describe a pass over `tokens` in a pl_run: (where its logits will be, and what must live as long as it)."""
-        ids = ffi.from_buffer("int32_t[]", np.ascontiguousarray(tokens, np.int32))
-        if n_logits > len(self._rows):
-            self._make_room(n_logits)
+    def eval_hidden(
+        self, tokens: Sequence[int] | np.ndarray, layers: Sequence[int], poll: Callable[[], bool] | None = None
+    ) -> np.ndarray:
+        """One forward pass over all `tokens`; the residual stream after so many layers, float32 (layers, n, dim)."""
+        out = np.empty((len(layers), len(tokens), self._model.dim), np.float32)
+        self._model.eval([Part(self, tokens, 0, layers=layers, hidden=out)], poll)
+        return out
+
+    def fill(self, run: Any, part: Part) -> tuple[np.ndarray, list[Any]]:
+        """Describe this session's part in a pl_run: (where its answers will be, and what must live as long as it)."""
+        ids = ffi.from_buffer("int32_t[]", np.ascontiguousarray(part.tokens, np.int32))
         run.session = pointer = self.pointer
-        run.tokens, run.n, run.n_logits, run.logits = ids, len(ids), n_logits, self._run_logits
-        return self._rows[:n_logits], ids, pointer
+        run.tokens, run.n, run.n_logits = ids, len(ids), part.n_logits
+        held = [ids, pointer]
+        if part.states:
+            rows, run.states = _room(part.n_logits, self._model.dim)
+        else:
+            if part.n_logits > len(self._rows):
+                self._make_room(part.n_logits)
+            rows, run.logits = self._rows, self._run_logits
+        if part.hidden is not None:
+            held += [layers := ffi.new("int32_t[]", part.layers), out := _floats(part.hidden)]
+            run.hidden_layers, run.n_hidden, run.hidden = layers, len(part.layers), out
+        return rows[: part.n_logits], held
+
+    def kv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of one layer's keys and values, each float32 (KV heads, position, head_dim)."""
+        err, shape = _error(), (self._model.n_kv_heads, self.position, self._model.head_dim)
+        keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        check(lib.pl_session_kv_read(self.pointer, layer, _floats(keys), _floats(values), err), err)
+        return keys, values
 
     @property
     def position(self) -> int:
         """Tokens evaluated so far."""
         return int(lib.pl_session_position(self.pointer))
+
+    def expect(self, length: int) -> None:
+        """Say how long the sequence will be. The session is empty afterwards where that changes RoPE's factors."""
+        lib.pl_session_expect(self.pointer, length)
 
     def truncate(self, position: int) -> None:
         """Go back to `position`, giving pages behind it back."""
@@ -415,8 +485,15 @@ class NativeSampler:
         self._token, self._state, self._error = ffi.new("int32_t *"), ffi.new("uint64_t *"), _error()
         self._work = ffi.new("float[]", 0)
 
-    def draw(self, logits: np.ndarray, history: Sequence[int], rng_state: int) -> tuple[int, int]:
-        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time."""
+    def draw(
+        self, logits: np.ndarray, history: Sequence[int], rng_state: int, allowed: bytes | None = None
+    ) -> tuple[int, int]:
+        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time.
+
+        `allowed`: a bit for each id, from the lowest of the first byte on.
+        """
+        if allowed is not None and 8 * len(allowed) < len(logits):
+            raise ValueError(f"{8 * len(allowed)} bits do not say which of {len(logits)} tokens are allowed")
         logits, past = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(history, np.int32)
         if len(self._work) < 2 * len(logits):
             self._work = ffi.new("float[]", 2 * len(logits))
@@ -429,12 +506,16 @@ class NativeSampler:
             ffi.from_buffer("int32_t[]", past),
             len(past),
             *self._biases,
+            ffi.NULL if allowed is None else ffi.from_buffer("uint8_t[]", allowed),
             self._work,
             self._token,
             self._error,
         )
         check(status, self._error)
         return int(self._token[0]), int(self._state[0])
+
+
+_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class NativeWords:
@@ -526,11 +607,18 @@ class NativeBPE:
         return fields, kept
 
     def encode(self, data: bytes) -> list[int]:
-        """Token ids of UTF-8 text, or of any bytes."""
-        return self.encode_batch([data], 1)[0]
+        """Token ids of UTF-8 text, or of any bytes. Most texts are short, and what is made here costs the most."""
+        ids, numbers, err = _new_uncleared("int32_t[]", len(data)), ffi.new("int64_t[2]", (len(data), 0)), _error()
+        status = lib.pl_bpe_encode(self._pointer, data, numbers, 1, 1, ids, numbers + 1, err)
+        if status:
+            check(status, err)
+        found: list[int] = ffi.unpack(ids, numbers[1])
+        return found
 
     def encode_batch(self, texts: Sequence[bytes], threads: int) -> list[list[int]]:
         """`encode` for each of several texts, on that many threads."""
+        if len(texts) == 1:
+            return [self.encode(texts[0])]
         data = b"".join(texts)
         lengths = np.array([len(text) for text in texts], np.int64)
         ends = np.cumsum(lengths)

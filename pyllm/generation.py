@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pyllm.errors import ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.machine import peak_memory_bytes
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+
+    from pyllm.tool_formats import Reply, ToolCall
 
     Logits: TypeAlias = npt.NDArray[np.float32]
     FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
@@ -170,6 +172,7 @@ class Plan:
     max_tokens: int | None = None
     timeout: float | None = None
     log_probability: Callable[[Logits, int], float] | None = None
+    read_reply: Callable[[Sequence[int], Sequence[int]], Reply] | None = None  # from the ids before it and its own
 
 
 class Generation:
@@ -248,6 +251,33 @@ class Generation:
         return self._finish_reason
 
     @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls of tools that the whole reply asks for, in order; computes what is still to come.
+
+        Only where `chat` was given tools, and only of these. Their text is part of `text`.
+        """
+        reply = self._reply()
+        return list(reply.calls) if reply else []
+
+    @property
+    def tool_errors(self) -> list[str]:
+        """Why parts of the whole reply that look like calls of tools are none, a sentence each; they stay text."""
+        reply = self._reply()
+        return list(reply.errors) if reply else []
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The whole reply as a message to go on with: "role", "content" (without calls), and "tool_calls" if any."""
+        reply = self._reply()
+        message: dict[str, Any] = {"role": "assistant", "content": reply.content if reply else self.text}
+        if reply and reply.calls:
+            message["tool_calls"] = [
+                {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+                for call in reply.calls
+            ]
+        return message
+
+    @property
     def seed(self) -> int:
         """The seed really used, also where none was given."""
         return self._sampler.seed
@@ -289,6 +319,11 @@ class Generation:
         self.close()
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
+
+    def _reply(self) -> Reply | None:
+        """The reply as it is read where there are tools."""
+        tokens, read = self.tokens, self._plan.read_reply
+        return read(self._ids[: len(self._ids) - len(tokens)], tokens) if read else None
 
     def _drain(self) -> None:
         while self._step() is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,11 +16,13 @@ import numpy as np
 
 from pyllm import _core, architectures, formats
 from pyllm.batching import Batch
-from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, PyllmError, TokenizerError
-from pyllm.formats.weight_types import FLOATS, MAKEABLE, fitting_type, type_name
+from pyllm.conversation import encode_conversation
+from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError
+from pyllm.formats.weight_types import MAKEABLE, type_name
+from pyllm.loading import bind_all, dequantized
 from pyllm.machine import available_threads
 from pyllm.prefixes import Prefixes
-from pyllm.progress import Progress, reporting
+from pyllm.progress import Progress
 from pyllm.sampling import SEEDS, Sampler, check_seed, sampler_from_metadata
 from pyllm.scheduler import Scheduler
 from pyllm.session import Options, OwnSteps, Session, begin_generation, open_session, restore_session
@@ -31,10 +32,11 @@ from pyllm.tokenizers import Tokenizer
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pyllm.architectures import Binding
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
+    from pyllm.grammar import Grammar
+    from pyllm.hooks import LogitsProcessor
 
 __all__ = ["Model", "Score", "Session", "load"]
 
@@ -109,7 +111,7 @@ def load(
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
-            _bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
+            bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
             return Model(native, checkpoint, config, chosen, arguments | {"kv_dtype": kv_dtype})
         except BaseException:
             native.close()
@@ -274,6 +276,8 @@ class Model:
         logprobs: bool = False,
         timeout: float | None = None,
         context_length: int | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
         speculation: bool | None = None,
     ) -> Generation:
         """Continue `prompt`, a text or token ids. Lazy: nothing is computed before the result is read.
@@ -281,18 +285,23 @@ class Model:
         `max_tokens`: None means until the context is full. `sampler`: None means the model's own defaults. `stop`: a
         string or several that end the text and are not part of it. `seed`: instead of the sampler's. `logprobs`: fill
         in `Chunk.logprob`. `timeout`: seconds after which it ends as "cancelled". An empty prompt begins a new text.
+        `logits_processor`: a function or several, called in order before the sampler sees the logits of each token,
+        with the ids of the text so far (a tuple, prompt included) and the logits: a writable float32 array (vocab,)
+        that is valid during the call. It may change them in place or return others of the same shape; -inf bans a
+        token. Log-probabilities stay the model's own. What it raises ends the generation as "cancelled".
+        `grammar`: keep to a `Grammar`, a JSON Schema or a pydantic model class; see `Grammar`.
 
         Raises `ContextLengthError` for a prompt longer than the context, `TokenizerError` for text without a
         tokenizer, and `ValueError` for ids outside the vocabulary; all before anything is computed.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, speculation)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation)
         return self._generate(self.encode_prompt(prompt), context_length, options)
 
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
         max_tokens: int | None = 256,
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
@@ -300,18 +309,22 @@ class Model:
         logprobs: bool = False,
         timeout: float | None = None,
         context_length: int | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
         speculation: bool | None = None,
     ) -> Generation:
         """Answer a conversation: mappings with "role" and "content", through the model's own chat template.
 
-        Text of a message is always text: it cannot become a control token. Options as for `generate`. Raises
-        `TokenizerError` where the model has no chat template.
+        Text of a message is always text: it cannot become a control token. Options as for `generate`. `tools`: what the
+        model may ask to have called: functions (see `tools.describe`), or descriptions of them as JSON Schema. The
+        calls are in the reply's `tool_calls`; `tools.run` makes them and goes on. Raises `TokenizerError` where the
+        model has no chat template, or one that takes no tools.
         """
-        from pyllm.tokenizers.chat import encode_chat  # here: templates need jinja2, which is slow to import
-
         self.check_open()
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, speculation)
-        ids = encode_chat(self._need_tokenizer(), messages, tools=tools, add_generation_prompt=True)
+        ids, reader = encode_conversation(self.need_tokenizer(), messages, tools)
+        options = Options(
+            max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
+        )
         return self._generate(ids, context_length, options)
 
     def generate_batch(
@@ -327,6 +340,8 @@ class Model:
         timeout: float | None = None,
         context_length: int | None = None,
         max_batch: int | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
         speculation: bool | None = None,
     ) -> list[Generation]:
         """Continue many prompts through shared forward passes: one `Generation` each, equal to that of `generate`.
@@ -351,7 +366,9 @@ class Model:
         for prompt, each in zip(ids, samplers, strict=True):
             for i in range(n):
                 own_seed = _sample_seed(each or self._default_sampler, seed, i)
-                options = Options(max_tokens, each, stop, own_seed, logprobs, timeout, speculation)
+                options = Options(
+                    max_tokens, each, stop, own_seed, logprobs, timeout, logits_processor, grammar, speculation
+                )
                 members.append(self._generate(prompt, context_length, options, prefixes))
         Batch(members, max_batch or MOST_AT_ONCE, prefixes.worth_beginning, prefixes.close if own else _do_nothing)
         return members
@@ -494,7 +511,7 @@ class Model:
         """The token ids of a prompt. `begin`: it stands at the start of a text, and an empty one becomes BOS."""
         self.check_open()
         if isinstance(prompt, str):
-            ids = self._need_tokenizer().encode(prompt, bos=None if begin else False) if prompt else []
+            ids = self.need_tokenizer().encode(prompt, bos=None if begin else False) if prompt else []
         else:
             ids = self.check_tokens(prompt)
         if ids or not begin:
@@ -502,6 +519,15 @@ class Model:
         if self._bos_id is None:
             raise ValueError("the prompt is empty, and this model has no beginning-of-text token to start from")
         return [self._bos_id]
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises `TokenizerError` where there is none."""
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self._path.name} holds no tokenizer, so it cannot read text: give load() a tokenizer= (a path or "
+                "a Tokenizer), or pass token ids"
+            )
+        return self._tokenizer
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -531,23 +557,13 @@ class Model:
             raise ContextLengthError(f"context_length {wanted} exceeds the {made_for} positions the model was made for")
         return wanted
 
-    def _need_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            raise TokenizerError(
-                f"{self._path.name} holds no tokenizer, so it cannot read text: give load() a tokenizer= (a path or "
-                "a Tokenizer), or pass token ids"
-            )
-        return self._tokenizer
-
     def _reader(self, checkpoint: Checkpoint) -> Callable[[str, int], npt.NDArray[np.float32] | None]:
         """Dequantises the tensor of a slot and layer when it is called, so that an export holds one at a time."""
         bindings = {(b.slot, b.layer): b for b in architectures.bindings(checkpoint, self._config)}
 
         def read(slot: str, layer: int) -> npt.NDArray[np.float32] | None:
             b = bindings.get((slot, layer))
-            if b is None:
-                return None
-            return _core.dequantize(b.tensor.type_id, b.rows, b.cols, checkpoint.view(b.tensor), b.tensor.group)
+            return None if b is None else dequantized(checkpoint, b)
 
         return read
 
@@ -627,47 +643,6 @@ def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint, config: Mode
             f"the tokenizer's {tokenizer.vocab_size} pieces do not fit {checkpoint.path.name}, whose vocabulary has "
             f"{config.vocab_size}"
         )
-
-
-def _bind_all(
-    native: _core.NativeModel,
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    dtype: int | None,
-    progress: Progress | bool | None,
-) -> None:
-    """Pack every tensor into the model's memory, in the order of the file, and let its pages go."""
-    bindings = sorted(architectures.bindings(checkpoint, config), key=lambda b: (b.tensor.part, b.tensor.offset))
-    total, done = sum(b.tensor.nbytes for b in bindings), 0
-    with reporting(progress, f"loading {checkpoint.path.name}") as report:
-        for b in bindings:
-            # No `with`: it would release the view, and fail, while the traceback of an error still holds it.
-            type_id, data = _stored_as(checkpoint, b, dtype, native.threads)
-            native.bind(b.slot, b.layer, type_id, b.rows, b.cols, data, b.tensor.group)
-            forget(checkpoint, b.tensor)
-            done += b.tensor.nbytes
-            report(done, total)
-    native.finish()
-
-
-def _stored_as(checkpoint: Checkpoint, b: Binding, dtype: int | None, threads: int) -> tuple[int, Any]:
-    """The weight type and the bytes of a tensor: its own, or matrices of floats quantised."""
-    data, type_id = checkpoint.view(b.tensor), b.tensor.type_id
-    if dtype is None or b.rows == 1 or type_id not in FLOATS:
-        return type_id, data
-    wanted = fitting_type(dtype, b.cols)
-    try:
-        return wanted, _core.quantize(wanted, type_id, b.rows, b.cols, data, threads=threads)
-    except ModelFormatError as error:
-        raise ModelFormatError(f"{checkpoint.path}: tensor {b.tensor.name!r} cannot be quantised: {error}") from None
-
-
-def forget(checkpoint: Checkpoint, tensor: TensorSpec) -> None:
-    """Tell the system that the tensor's pages are no longer needed: memory then holds the weights once, not twice."""
-    buffer = checkpoint.buffer_of(tensor)
-    if isinstance(buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        buffer.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.nbytes - start)
 
 
 def _text_limits(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[int | None, frozenset[int]]:

@@ -8,24 +8,35 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from pyllm._core import NativeSession, log_probability
+import numpy as np
+
+from pyllm._core import Interrupted, NativeSession, log_probability
+from pyllm.conversation import encode_conversation, shared_prefix
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.formats.export import replacing
 from pyllm.generation import Generation, Plan
+from pyllm.grammar import constrained, grammar_of
+from pyllm.hooks import ProcessedDraw, processors_of
 from pyllm.sampling import Sampler
-from pyllm.scheduler import Scheduler, Seat
+from pyllm.scheduler import CHUNK, Scheduler, Seat
 
 if TYPE_CHECKING:
-    from pyllm.generation import Logits
+    import numpy.typing as npt
+
+    from pyllm.conversation import Reader
+    from pyllm.generation import Draw, Logits
+    from pyllm.grammar import Grammar
+    from pyllm.hooks import LogitsProcessor
     from pyllm.model import Model
     from pyllm.prefixes import Prefixes
+    from pyllm.sampling import SamplerState
     from pyllm.speculation import Speculation
 
 #: Positions whose logits are held at once where those of every position are wanted.
@@ -46,7 +57,10 @@ class Options:
     seed: int | None
     logprobs: bool
     timeout: float | None
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
+    grammar: Grammar | Mapping[str, Any] | type | None = None
     speculation: bool | None = None
+    read_reply: Reader | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and operator.index(self.max_tokens) < 0:
@@ -55,6 +69,7 @@ class Options:
             raise ValueError(f"timeout must be a number of seconds of at least 0, or None, not {self.timeout}")
         if not all(isinstance(stop, str) and stop for stop in self.stops):
             raise ValueError("stop must be a non-empty string, or a sequence of them")
+        processors_of(self.logits_processor)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -119,6 +134,44 @@ class Session:
             raise ClosedError("the session or its model was closed during eval()")
         return logits
 
+    def hidden_states(self, tokens: Sequence[int], layers: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        """Take `tokens` in, as `eval` does; returns the residual stream at them: float32 (len(layers), n, dim), a copy.
+
+        `layers`: after how many layers, 0 (the embeddings) to `config.n_layers`; negative numbers count from the end;
+        None means all. The final norm is not applied, not even after the last layer. `eval([])` gives the logits.
+        Raises as `eval` does, and `ValueError` for a layer that there is not.
+        """
+        ids, depths = self._model.check_tokens(tokens), _depths(layers, self._model.config.n_layers)
+        with self._entered():
+            self.check_room(len(ids))
+            if not ids:
+                raise ValueError("there are no tokens to evaluate")
+            taken, evaluated = len(self._tokens), self._native.position
+            try:
+                self._tokens += ids
+                return self._hidden_from(evaluated, depths)[:, taken - evaluated :]
+            except BaseException as error:  # KeyboardInterrupt too: a session is never half-way
+                self._native.truncate(evaluated)
+                del self._tokens[taken:]
+                if isinstance(error, Interrupted):
+                    raise ClosedError("the session or its model was closed during hidden_states()") from None
+                raise
+
+    def keys(self, layer: int) -> npt.NDArray[np.float32]:
+        """The keys of one layer, 0 to `config.n_layers` - 1: float32 (n_kv_heads, n, head_dim).
+
+        A copy, since they are kept in pages and perhaps in another type. `n` is `position`, but one less after a
+        generation: a token that was only drawn has no keys yet. They are rotated; dimensions i and i + rope_dims / 2
+        belong together. Raises `ValueError` for a layer that there is not.
+        """
+        with self._entered():
+            return self._native.kv(operator.index(layer))[0]
+
+    def values(self, layer: int) -> npt.NDArray[np.float32]:
+        """The values of one layer: float32 (n_kv_heads, n, head_dim). See `keys`."""
+        with self._entered():
+            return self._native.kv(operator.index(layer))[1]
+
     def truncate(self, position: int) -> None:
         """Forget every token from `position` on. Raises `ValueError` outside [0, self.position]."""
         with self._entered():
@@ -143,6 +196,8 @@ class Session:
         seed: int | None = None,
         logprobs: bool = False,
         timeout: float | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
         speculation: bool | None = None,
     ) -> Generation:
         """Go on from where the session stands, after `prompt`, and take the generated tokens in too.
@@ -151,11 +206,44 @@ class Session:
         The session must be left alone while the generation is under way; to do something else with it, just stop
         iterating.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, speculation)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation)
         ids = self._model.encode_prompt(prompt, begin=not self._tokens)
         self.check_room(len(ids))
         steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
         return begin_generation(self._model, steps, ids, self, options)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
+        max_tokens: int | None = 256,
+        sampler: Sampler | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: bool = False,
+        timeout: float | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
+        speculation: bool | None = None,
+    ) -> Generation:
+        """Answer a conversation, the whole of which is given, in this session; see `Model.chat`.
+
+        The session goes back, at once, to where its tokens and the conversation's part; what they begin with in common
+        is not read again.
+        """
+        ids, reader = encode_conversation(self._model.need_tokenizer(), messages, tools)
+        options = Options(
+            max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
+        )
+        if len(ids) > self._context_length:
+            raise ContextLengthError(
+                f"the conversation's {len(ids)} tokens exceed the context of {self._context_length} tokens"
+            )
+        shared = shared_prefix(self._tokens, ids)
+        self.truncate(shared)
+        steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
+        return begin_generation(self._model, steps, ids[shared:], self, options)
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
@@ -361,6 +449,14 @@ class Session:
             self._native.truncate(min(self._guess.start + self._guess.right(self._tokens), self._native.position))
             self._guess = Guess()
 
+    def _hidden_from(self, start: int, depths: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Evaluate the tokens from `start` on; the residual stream at each, (depths, n, dim)."""
+        blocks = [
+            self._native.eval_hidden(self._tokens[at : at + CHUNK], depths, lambda: self._closing or self._model.closed)
+            for at in range(start, len(self._tokens), CHUNK)
+        ]
+        return np.concatenate(blocks, axis=1)
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -393,6 +489,17 @@ class Guess:
             return None
         logits: Logits = self.rows[n : n + 1]
         return logits
+
+
+def _depths(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+    """Numbers of layers in [0, n_layers], of which negative ones count from the end; None means all."""
+    if layers is None:
+        return list(range(n_layers + 1))
+    depths = [operator.index(layer) for layer in layers]
+    for depth in depths:
+        if not -n_layers - 1 <= depth <= n_layers:
+            raise ValueError(f"layer {depth} is out of range: the model has 0 (the embeddings) to {n_layers}")
+    return [depth % (n_layers + 1) for depth in depths]
 
 
 class Steps:
@@ -511,8 +618,18 @@ def begin_generation(
         max_tokens=options.max_tokens,
         timeout=options.timeout,
         log_probability=log_probability if options.logprobs else None,
+        read_reply=options.read_reply,
     )
-    return Generation(steps, sampler.start(options.seed), plan)
+    return Generation(steps, _hooked(model, sampler.start(options.seed), options), plan)
+
+
+def _hooked(model: Model, sampler: SamplerState, options: Options) -> Draw:
+    """A sampler at work behind what the caller put before it: processors first, so that a grammar has the last word."""
+    grammar, processors = grammar_of(options.grammar), processors_of(options.logits_processor)
+    draw: Draw = sampler
+    if grammar:
+        draw = constrained(sampler, grammar, model.tokenizer, model.config.vocab_size, model.stop_ids)
+    return ProcessedDraw(draw, processors) if processors else draw
 
 
 # ---- saved sessions --------------------------------------------------------------------------------------------------

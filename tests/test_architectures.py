@@ -194,8 +194,8 @@ def test_a_missing_tensor_is_named(name: str) -> None:
 
 def test_a_type_without_kernels_is_named() -> None:
     name, shape = "blk.1.ffn_up.weight", Shape(dim=256, hidden=256)
-    tensors = {**tinygguf.llama_tensors(shape), name: (40, (256, 256), bytes(256 * 4 * 36))}
-    with pytest.raises(UnsupportedModelError, match=f"'{name}' has weight type NVFP4, which pyllm cannot run"):
+    tensors = {**tinygguf.llama_tensors(shape), name: (9, (256, 256), bytes(256 * 8 * 36))}
+    with pytest.raises(UnsupportedModelError, match=f"'{name}' has weight type Q8_1, which pyllm cannot run"):
         bound(checkpoint_of(tensors=tensors, shape=shape))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,77 @@ def test_smollm2_equals_transformers(smollm2: Path, golden: Path) -> None:
 
 
 # ---- the law -------------------------------------------------------------------------------------------------------
+
+
+FAMILIES: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "templates.json").read_text())
+CASES = [(template, conversation) for template in FAMILIES["templates"] for conversation in FAMILIES["conversations"]]
+
+
+@pytest.mark.parametrize(("template", "name"), CASES)
+def test_renders_what_transformers_renders(template: str, name: str) -> None:
+    """Every printable character has its stand-in, and none shows."""
+    metadata = byte_level_metadata(bos_token_id=0, eos_token_id=1)
+    metadata["tokenizer.ggml.tokens"][:3] = ["<s>", "</s>", "".join(map(chr, range(32, 127))) + "\n"]
+    metadata["tokenizer.chat_template"] = FAMILIES["templates"][template]
+    tokenizer = from_metadata(metadata, "test.gguf")
+    assert tokenizer is not None
+    conversation, expected = FAMILIES["conversations"][name], FAMILIES["rendered"][template][name]
+    if name == "parts" and template != "gemma":  # which reach templates that know of none as one text
+        assert render_chat(tokenizer, **conversation) == render_chat(tokenizer, [user(" a b")])
+    elif expected is None:
+        with pytest.raises(TokenizerError, match="does not take this conversation"):
+            render_chat(tokenizer, **conversation)
+    else:
+        opened = expected["opened"] if "opened" in expected else expected["text"] + expected["adds"]
+        assert render_chat(tokenizer, add_generation_prompt=False, **conversation) == expected["text"]
+        assert render_chat(tokenizer, **conversation) == opened
+
+
+CONTROL_WORD = re.compile(r"<\|[a-zA-Z_]+\|>|\[/?[A-Z_]+\]|</?s>|<(?:start|end)_of_turn>")
+NAMED_ROLES = {f"<|{role}|>" for role in ("system", "user", "assistant")}
+
+
+def control_words(template: str) -> list[str]:
+    """What looks like a control token in a template, and the roles that it may join to one."""
+    return sorted({*CONTROL_WORD.findall(FAMILIES["templates"][template]), *NAMED_ROLES})
+
+
+def spoken(value: Any, words: list[str], other: bool) -> Any:
+    """A conversation in whose every text all control words stand, or others of the same shape that are none."""
+    if isinstance(value, dict):
+        kept = ("role", "type", "id", "name")
+        return {k: v if k in kept else spoken(v, words, other) for k, v in value.items()}
+    if isinstance(value, list):
+        return [spoken(item, words, other) for item in value]
+    said = "".join("\u2039" + word[1:] if other else word for word in words)
+    return f"{value} {said}!" if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("template", FAMILIES["templates"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES["conversations"] if name != "tools"])
+def test_messages_speak_no_control_words(template: str, name: str) -> None:
+    """Concatenated, trimmed, split, sliced, as JSON or by a macro: what is in messages, calls and documents is text."""
+    words = control_words(template)
+    assert words
+    metadata = byte_level_metadata()
+    pieces = metadata["tokenizer.ggml.tokens"]
+    metadata["tokenizer.ggml.tokens"] = [*words, *pieces[3:]]
+    metadata["tokenizer.ggml.token_type"] = [3] * len(words) + [1] * len(pieces[3:])
+    metadata["tokenizer.chat_template"] = FAMILIES["templates"][template]
+    tokenizer = from_metadata(metadata, "test.gguf")
+    assert tokenizer is not None
+    conversation = dict(FAMILIES["conversations"][name])
+    variables = conversation.pop("variables", None)
+    found = []
+    for other in (True, False):
+        try:
+            ids = encode_chat(tokenizer, **spoken(conversation, words, other), variables=variables)
+        except TokenizerError:
+            found.append(None)
+        else:
+            found.append(controls(tokenizer, ids))
+    assert found[0] == found[1]
+    assert found[0] != []
 
 
 def test_a_control_word_in_a_message_is_text() -> None:
@@ -320,6 +392,27 @@ def test_generation_blocks_are_their_content() -> None:
     assert render_chat(tokenizer, [user("a"), user("b")]) == "a!b!"
 
 
+def test_a_conversation_chooses_among_named_templates() -> None:
+    metadata = byte_level_metadata()
+    usual, tools, rag = ("tokenizer.chat_template" + name for name in ("", ".tool_use", ".rag"))
+    metadata |= {usual: "D", tools: "T", rag: "R{{ documents | tojson }}"}
+    tokenizer = from_metadata(metadata, "test.gguf")
+    assert tokenizer is not None
+    assert render_chat(tokenizer, [user("a")]) == "D"
+    assert render_chat(tokenizer, [user("a")], tools=[{"name": "f"}]) == "T"
+    assert render_chat(tokenizer, [user("a")], template="rag", documents=[{"text": "x"}]) == 'R[{"text": "x"}]'
+    with pytest.raises(TokenizerError, match=r"no chat template 'other', only default, rag, tool_use"):
+        render_chat(tokenizer, [user("a")], template="other")
+
+
+def test_variables_are_text_from_outside_too() -> None:
+    tokenizer = tokenizer_with("{{ mood }}|{{ documents[0].text if flag is true }}|{{ messages | length }}")
+    variables = {"mood": START, "flag": True, "messages": "x"}
+    options: dict[str, Any] = {"documents": [{"text": END}], "variables": variables}
+    assert render_chat(tokenizer, [user("a")], **options) == f"{START}|{END}|1"
+    assert controls(tokenizer, encode_chat(tokenizer, [user("a")], **options)) == []
+
+
 def test_dates_come_from_the_clock() -> None:
     tokenizer = tokenizer_with("{{ strftime_now('%Y') }}")
     assert render_chat(tokenizer, [user("a")]) == time.strftime("%Y")
@@ -371,6 +464,13 @@ def test_what_is_no_conversation(messages: Any, error: type[Exception], message:
         ("{{ 1 / 0 }}", "division"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ raise_exception('no role ' + messages[0].role + messages[0].content) }}", "no role userhi$"),
+        ("{{ messages[0].content.items() }}", "'str object' has no attribute 'items'"),
+        ("{% set n = namespace(__class__='x') %}", "holds no '__class__'"),
+        ("{% set n = namespace() %}{% set n.__class__ = 'x' %}", "holds no '__class__'"),
+        ("{{ dict.mro() }}", "no attribute 'mro'"),
+        ("{{ messages | tojson(indent=10**9) }}", "larger than 1000"),
+        ("{{ messages | tojson(default=1) }}", "unexpected keyword"),
         ("x" * (1 << 20) + "x", "more than 1048576"),
     ],
 )

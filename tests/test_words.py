@@ -134,12 +134,29 @@ def test_other_patterns_are_refused(pattern: str) -> None:
         Program().add(pattern)
 
 
+@pytest.mark.parametrize(
+    "pattern", [r"\s*[\r\n]+|\s{4}(?!\S)|\s", "a+b|a", "a+a*b|a", "a++b|a", "a(?=a*b)|a", "a*(?:ab|ac)|a+(?=a*b)|aa?"]
+)
+@given(text=st.text(alphabet="abc \n", max_size=30))
+def test_what_failed_once_is_not_what_succeeds(pattern: str, text: str) -> None:
+    """Patterns in which a run that led nowhere is met again, by another way or from another place."""
+    program = Program()
+    steps = [(0, program.add(pattern))]
+    words = NativeWords(steps, program.code, *flat_ranges(program.sets))
+    expected = [piece for piece, _ in pre_tokenizers.Split(Regex(pattern), "isolated").pre_tokenize_str(text)]
+    assert words.split(text.encode()) == [piece.encode() for piece in expected]
+
+
 def test_programs_that_could_run_away_are_refused() -> None:
     take, split, match = (1, 0, 1, -1, 0), 3, (0, 0, 0, 0, 0)
     sets = [(0, 0, 1, 0, 0)]
     for code in ([take], [(split, 0, 0, 0, 0), match], [(split, 0, 0, 0, 5), match], [(9, 0, 0, 0, 0), match], []):
         with pytest.raises(ValueError, match=r"instruction|program|step"):
             NativeWords([(0, 0)], code, sets, [])
+    deep = Program()
+    deep.add("(?=" * 9 + "a" + ")" * 9)
+    with pytest.raises(ValueError, match="more than 8 groups"):
+        NativeWords([(0, 0)], deep.code, *flat_ranges(deep.sets))
     with pytest.raises(ValueError, match="takes of set 1"):
         NativeWords([(0, 0)], [(1, 1, 1, 1, 0), match], sets, [])
     with pytest.raises(ValueError, match="step 0"):

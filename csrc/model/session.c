@@ -29,12 +29,31 @@ void pl_session_free(pl_session *s) {
 
 int64_t pl_session_position(const pl_session *s) { return s->position; }
 
+static int32_t is_long(const pl_session *s, int64_t length) {
+    return s->model->config.rope_original > 0 && length > s->model->config.rope_original;
+}
+
+void pl_session_expect(pl_session *s, int64_t length) {
+    if (s->long_rope != is_long(s, length)) pl_session_truncate(s, 0, NULL);
+    s->expected = length;
+}
+
+int32_t pl_session_rope_fits(const pl_session *s, int64_t n) {
+    int64_t length = s->expected > s->position + n ? s->expected : s->position + n;
+    return s->position == 0 || s->long_rope == is_long(s, length);
+}
+
+void pl_session_choose_rope(pl_session *s, int64_t n) {
+    if (s->position == 0) s->long_rope = is_long(s, s->expected > n ? s->expected : n);
+}
+
 int32_t pl_session_truncate(pl_session *s, int64_t position, pl_error *err) {
     if (position < 0 || position > s->position) {
         return pl_fail(err, PL_INVALID, "cannot truncate to position %lld: the session is at %lld", (long long)position,
                        (long long)s->position);
     }
     s->position = position;
+    s->expected = 0;
     pl_pages_truncate(s->model, &s->table, position);
     return PL_OK;
 }
@@ -49,6 +68,7 @@ int32_t pl_session_fork(const pl_session *from, int64_t position, int64_t contex
     int32_t status = pl_session_new(from->model, context_length, &to, err);
     if (status != PL_OK) return status;
     to->position = position;
+    to->long_rope = from->long_rope;
     status = pl_pages_share(&from->table, &to->table, position, err);
     if (status != PL_OK) {
         pl_session_free(to);
@@ -102,6 +122,8 @@ int32_t pl_session_state_write(pl_session *s, const void *data, size_t nbytes, i
     }
     int32_t status = pl_pages_reserve(s->model, &s->table, 0, position, err);
     if (status != PL_OK) return status;
+    s->position = s->expected = 0;
+    pl_session_choose_rope(s, position);
     const pl_kv_layout *kv = &s->model->kv;
     int64_t units = s->model->config.n_layers * kv->n_kv_heads;
     const uint8_t *in = data;
@@ -109,5 +131,20 @@ int32_t pl_session_state_write(pl_session *s, const void *data, size_t nbytes, i
         pl_kv_unpack(kv, unit_at(s, i / units, i % units), i / units % PL_PAGE, in);
     }
     s->position = position;
+    return PL_OK;
+}
+
+int32_t pl_session_kv_read(const pl_session *s, int32_t layer, float *keys, float *values, pl_error *err) {
+    const pl_kv_layout *kv = &s->model->kv;
+    if (layer < 0 || layer >= s->model->config.n_layers) {
+        return pl_fail(err, PL_INVALID, "layer %d is out of range: the model has 0 to %d", layer,
+                       s->model->config.n_layers - 1);
+    }
+    for (int64_t head = 0; head < kv->n_kv_heads; head++) {
+        for (int64_t p = 0; p < s->position; p++, keys += kv->head_dim, values += kv->head_dim) {
+            const uint8_t *unit = s->table.pages[p / PL_PAGE] + pl_kv_unit(kv, layer, head);
+            pl_kv_load(kv, unit, p % PL_PAGE, keys, values);
+        }
+    }
     return PL_OK;
 }

@@ -3,7 +3,9 @@
  * A text is cut by one step after another, each cutting what the step before has left: at the matches of a pattern, or
  * into groups of three digits. A pattern is a short program for a backtracking matcher. All its jumps go forward, so
  * it ends, and each instruction has at most one choice pending: the pending ones fit an array. What repeats is one set
- * of characters, whose choices are a range of places in the text, or a group that is never given back. */
+ * of characters, whose choices are a range of places in the text, or a group that is never given back. Where a run of
+ * a set's characters led nowhere is remembered, so that a text of one long run is not read again from each place in
+ * it. */
 #include "text/words.h"
 
 #include <string.h>
@@ -14,6 +16,7 @@
 
 #define MAX_CODE 256
 #define MAX_STEPS 8
+#define MAX_DEPTH 8
 static const size_t NONE = SIZE_MAX;
 
 /* Characters: those of some kinds, or in some ranges; or all others. */
@@ -79,8 +82,20 @@ static int may_begin(const pl_words *w, const beginning *b, uint32_t c) {
 
 /* ---- matching ----------------------------------------------------------------------------------------------------- */
 
-/* Another way to go on: from instruction pc at any of the characters' beginnings in [low, at]. */
-typedef struct choice { size_t pc, low, at; } choice;
+/* What goes on behind a set's characters failed at every place from `first` to `end`, where the last of them ends. It
+ * does not know where they began: whoever begins later among them fails, too. */
+typedef struct failure { const uint8_t *first, *end; } failure;
+
+/* A stretch, and what is known of its text. */
+typedef struct matcher {
+    const pl_words *words;
+    const stretch *s;
+    failure *failures; /* (words->n_code) the last one of each PL_TAKE and PL_KEEP without limit */
+} matcher;
+
+/* Another way to go on from instruction pc. At a PL_SPLIT: its target, from `at`. At characters of a set, which begin
+ * at `first` and end at `end`: fewer of them, if they do not end at `at` yet but at one of the places from `low` on. */
+typedef struct choice { size_t pc, at, low, first, end; } choice;
 
 /* Takes characters of a set, as many as may be; *low is where the least number of them ends. 0 if there are fewer. */
 static int take(const pl_words *w, const stretch *s, const pl_word_code *i, size_t *at, size_t *low) {
@@ -110,13 +125,13 @@ static int word_ends_at(const pl_words *w, const stretch *s, size_t at) {
     return at == s->end || !is_word_character(w, character(s, at, &next));
 }
 
-static size_t match(const pl_words *w, const stretch *s, size_t pc, size_t at);
+static size_t match(const matcher *m, size_t pc, size_t at);
 
 /* Takes matches of the group behind instruction pc, none of which is given back. Each takes something. */
-static size_t repeat(const pl_words *w, const stretch *s, size_t pc, size_t at) {
+static size_t repeat(const matcher *m, size_t pc, size_t at) {
     int32_t n = 0;
-    for (size_t end; (end = match(w, s, pc + 1, at)) != NONE && end > at; n++) at = end;
-    return n >= w->code[pc].least ? at : NONE;
+    for (size_t end; (end = match(m, pc + 1, at)) != NONE && end > at; n++) at = end;
+    return n >= m->words->code[pc].least ? at : NONE;
 }
 
 static int may_begin_at(const pl_words *w, const beginning *b, const stretch *s, size_t at) {
@@ -124,27 +139,60 @@ static int may_begin_at(const pl_words *w, const beginning *b, const stretch *s,
     return at < s->end && may_begin(w, b, character(s, at, &next));
 }
 
+static int failed_before(const matcher *m, size_t pc, size_t at) {
+    const uint8_t *here = m->s->text + at;
+    return m->failures[pc].first <= here && here < m->failures[pc].end;
+}
+
+/* Takes characters of a set, from *at on, and notes the choice in that. 0 if it cannot be, or leads nowhere. */
+static int take_and_note(const matcher *m, size_t pc, size_t *at, choice *noted, size_t *n_noted) {
+    const pl_word_code *i = &m->words->code[pc];
+    size_t first = *at, low;
+    if (failed_before(m, pc, first) || !take(m->words, m->s, i, at, &low)) return 0;
+    if (i->op == PL_KEEP) low = *at;
+    if (low < *at || i->most < 0) noted[(*n_noted)++] = (choice){pc, *at, low, first, *at};
+    return 1;
+}
+
+/* Goes on with the last choice that is left; 0 if none is. */
+static int go_back(const matcher *m, choice *choices, size_t *n, size_t *pc, size_t *at) {
+    for (; *n > 0; --*n) {
+        choice *last = &choices[*n - 1];
+        const pl_word_code *i = &m->words->code[last->pc];
+        if (i->op == PL_SPLIT) {
+            *pc = (size_t)i->target;
+            *at = last->at;
+            --*n;
+            return 1;
+        }
+        if (last->low < last->at) {
+            last->at = m->s->mapped ? last->at - 1 : pl_previous(m->s->text, last->low, last->at);
+            *pc = last->pc + 1;
+            *at = last->at;
+            return 1;
+        }
+        if (i->most < 0) m->failures[last->pc] = (failure){m->s->text + last->first, m->s->text + last->end};
+    }
+    return 0;
+}
+
 /* Where the match of the program from pc on ends that begins at `at`; NONE if there is none. */
-static size_t match(const pl_words *w, const stretch *s, size_t pc, size_t at) {
+static size_t match(const matcher *m, size_t pc, size_t at) {
     choice choices[MAX_CODE];
-    size_t n = 0, low;
+    size_t n = 0;
     for (;;) {
-        const pl_word_code *i = &w->code[pc];
+        const pl_word_code *i = &m->words->code[pc];
         int matched = 1;
         switch (i->op) {
             case PL_MATCH: return at;
             case PL_TAKE:
-                matched = take(w, s, i, &at, &low);
-                if (matched && at > low) choices[n++] = (choice){pc + 1, low, at};
-                pc++;
-                break;
             case PL_KEEP:
-                matched = take(w, s, i, &at, &low);
+                matched = take_and_note(m, pc, &at, choices, &n);
                 pc++;
                 break;
             case PL_SPLIT:
-                if (may_begin_at(w, &w->branches[pc], s, at)) {
-                    choices[n++] = (choice){(size_t)i->target, at, at};
+                if (may_begin_at(m->words, &m->words->branches[pc], m->s, at)) {
+                    choices[n++] = (choice){.pc = pc, .at = at};
                     pc++;
                 } else {
                     pc = (size_t)i->target;
@@ -153,22 +201,15 @@ static size_t match(const pl_words *w, const stretch *s, size_t pc, size_t at) {
             case PL_JUMP: pc = (size_t)i->target; break;
             case PL_AHEAD:
             case PL_NOT_AHEAD:
-                matched = (match(w, s, pc + 1, at) != NONE) == (i->op == PL_AHEAD);
+                matched = (match(m, pc + 1, at) != NONE) == (i->op == PL_AHEAD);
                 pc = (size_t)i->target;
                 break;
             default: /* PL_REPEAT */
-                at = repeat(w, s, pc, at);
+                at = repeat(m, pc, at);
                 matched = at != NONE;
                 pc = (size_t)i->target;
         }
-        if (matched) continue;
-        if (n == 0) return NONE;
-        choice *last = &choices[n - 1];
-        pc = last->pc;
-        if (last->low < last->at) /* fewer characters of a set: it was not tried at last->at - 1 character yet */
-            last->at = s->mapped ? last->at - 1 : pl_previous(s->text, last->low, last->at);
-        at = last->at;
-        if (last->low == last->at) n--;
+        if (!matched && !go_back(m, choices, &n, &pc, &at)) return NONE;
     }
 }
 
@@ -176,6 +217,8 @@ static size_t match(const pl_words *w, const stretch *s, size_t pc, size_t at) {
 
 typedef struct cutter {
     const pl_words *words;
+    failure
+        *failures; /* (words->n_code) as in matcher: steps have code of their own, and stretches follow each other */
     pl_word_fn fn;
     void *context;
     pl_error *err;
@@ -192,29 +235,20 @@ static int32_t cut_out(const cutter *c, int32_t step, const uint8_t *text, size_
     return status;
 }
 
-/* Where a match can begin after one did not at `at`. A pattern that begins by keeping characters of a set, and has no
- * other way, would keep the same ones from anywhere inside them: it goes on behind, so that long runs cost no more. */
-static size_t after_failure(const pl_words *w, const stretch *s, size_t pc, size_t at) {
-    size_t next, low, end = at;
-    character(s, at, &next);
-    if (w->code[pc].op == PL_KEEP && w->code[pc].most < 0 && take(w, s, &w->code[pc], &end, &low) && end > next)
-        return end;
-    return next;
-}
-
 static int32_t cut_by_pattern(const cutter *c, int32_t step, const uint8_t *text, size_t nbytes) {
     const pl_words *w = c->words;
     const stretch s = {text, nbytes, w->steps[step].kind == PL_CUT_BYTES};
-    size_t pc = (size_t)w->steps[step].code, done = 0;
+    const matcher m = {w, &s, c->failures};
+    size_t pc = (size_t)w->steps[step].code, done = 0, next;
     int32_t status = PL_OK;
-    for (size_t at = 0; at < nbytes && status == PL_OK;) {
-        size_t end = may_begin_at(w, &w->patterns[step], &s, at) ? match(w, &s, pc, at) : NONE;
+    for (size_t at = 0; at < nbytes && status == PL_OK; at = next) {
+        size_t end = may_begin_at(w, &w->patterns[step], &s, at) ? match(&m, pc, at) : NONE;
         if (end == NONE || end == at) {
-            at = after_failure(w, &s, pc, at);
+            character(&s, at, &next);
             continue;
         }
         status = cut_out(c, step, text, &done, at, end);
-        at = end;
+        next = end;
     }
     return status == PL_OK ? cut_out(c, step, text, &done, nbytes, nbytes) : status;
 }
@@ -259,7 +293,9 @@ static int32_t cut(const cutter *c, int32_t step, const uint8_t *text, size_t nb
 
 int32_t pl_words_each(const pl_words *words, const uint8_t *text, size_t nbytes, pl_word_fn fn, void *context,
                       pl_error *err) {
-    const cutter c = {words, fn, context, err};
+    failure failures[MAX_CODE];
+    memset(failures, 0, (size_t)words->n_code * sizeof *failures); /* of no text: NULL to NULL */
+    const cutter c = {words, failures, fn, context, err};
     return nbytes > 0 ? cut(&c, 0, text, nbytes) : PL_OK;
 }
 
@@ -322,6 +358,16 @@ static void add_beginnings(const pl_words *w, beginning *b, int32_t pc) {
     }
 }
 
+/* How many groups matched by themselves, each with its choices on the stack, instruction pc is inside of. */
+static int depth_of(const pl_word_code *code, int32_t pc) {
+    int depth = 0;
+    for (int32_t i = 0; i < pc; i++) {
+        int by_itself = code[i].op == PL_AHEAD || code[i].op == PL_NOT_AHEAD || code[i].op == PL_REPEAT;
+        if (by_itself && code[i].target > pc) depth++;
+    }
+    return depth;
+}
+
 static int32_t check_code(const pl_word_code *code, int32_t n_code, int32_t n_sets, pl_error *err) {
     if (n_code < 1 || n_code > MAX_CODE || code[n_code - 1].op != PL_MATCH)
         return pl_fail(err, PL_INVALID, "a program of %d instructions, or one without end", (int)n_code);
@@ -334,6 +380,8 @@ static int32_t check_code(const pl_word_code *code, int32_t n_code, int32_t n_se
             return pl_fail(err, PL_INVALID, "instruction %d takes of set %d", (int)pc, (int)i->set);
         if (jumps && (i->target <= pc || i->target >= n_code))
             return pl_fail(err, PL_INVALID, "instruction %d jumps to %d", (int)pc, (int)i->target);
+        if (depth_of(code, pc) > MAX_DEPTH)
+            return pl_fail(err, PL_INVALID, "instruction %d is inside more than %d groups", (int)pc, MAX_DEPTH);
     }
     return PL_OK;
 }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index
+from types import MappingProxyType
 from typing import NamedTuple, SupportsIndex
 
 from pyllm.errors import TokenizerError
@@ -23,7 +24,8 @@ class Traits:
 
     `control` and `user_defined` give the texts of tokens that are never made by merging: control tokens only come
     from text where the caller asks for it, user-defined ones wherever their text stands. `prefix` is put before a
-    text when it is encoded; a text begins at the first id, and after each id in `text_starts`.
+    text when it is encoded; a text begins at the first id, and after each id in `text_starts`. `also_before`: what
+    follows BOS before a text. `chat_templates`: by name; the usual one is "default".
     """
 
     source: str  # the file, for messages
@@ -38,7 +40,8 @@ class Traits:
     text_starts: frozenset[int] = frozenset()
     control: Mapping[int, str] = field(default_factory=dict)
     user_defined: Mapping[int, str] = field(default_factory=dict)
-    chat_template: str | None = None
+    also_before: tuple[int, ...] = ()
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
 
 
 class Stretch(NamedTuple):
@@ -57,7 +60,7 @@ class Tokenizer(ABC):
         such as those that an embedding model reads, end with it. eos_ids: all ids that end a text or a turn.
     stop_ids: ids at which generation stops; the same as eos_ids, but for llama2.c's files.
     control_ids: ids that add nothing to the text, and that text becomes only with `special=True`.
-    chat_template: Jinja source, or None.
+    chat_templates: the templates of conversations by name, as Jinja source; the usual one is "default".
     """
 
     def __init__(self, traits: Traits) -> None:
@@ -68,10 +71,19 @@ class Tokenizer(ABC):
         self.eos_ids: frozenset[int] = traits.eos_ids
         self.stop_ids: frozenset[int] = traits.eos_ids if traits.stop_ids is None else traits.stop_ids
         self.control_ids: frozenset[int] = frozenset(traits.control)
-        self.chat_template: str | None = traits.chat_template
+        self.chat_templates: Mapping[str, str] = MappingProxyType(dict(traits.chat_templates))
         self.add_bos: bool = traits.add_bos
         self.add_eos: bool = traits.add_eos
         self._known_bytes: dict[int, bytes] = {}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The usual template of conversations, or None. May be set: one of your own takes the place of all there are."""
+        return self.chat_templates.get("default")
+
+    @chat_template.setter
+    def chat_template(self, source: str) -> None:
+        self.chat_templates = MappingProxyType({"default": source})
 
     # ---- loading ----------------------------------------------------------------------------------------------------
 
@@ -105,8 +117,12 @@ class Tokenizer(ABC):
         control tokens in the text become such; otherwise they are text like any other. Raises `TypeError` for what
         is no `str`, `TokenizerError` for lone surrogates and for a BOS or EOS that the vocabulary does not have.
         """
-        matcher = self._all_whole_pieces if special else self._user_pieces
-        return self.frame(self.encode_parts(matcher.split(checked(text))), bos=bos, eos=eos)
+        parts = (self._all_whole_pieces if special else self._user_pieces).split(checked(text))
+        if len(parts) == 1 and not isinstance(parts[0], int):  # most texts: nothing to arrange
+            ids = self._encode_text(parts[0])
+        else:
+            ids = self.encode_parts(parts)
+        return self.frame(ids, bos=bos, eos=eos)
 
     def encode_batch(
         self, texts: Iterable[str], *, bos: bool | None = None, eos: bool = False, special: bool = False
@@ -150,7 +166,7 @@ class Tokenizer(ABC):
     def frame(self, ids: list[int], *, bos: bool | None, eos: bool) -> list[int]:
         """Ids with BOS before and EOS after them, as asked."""
         if self.add_bos if bos is None else bos:
-            ids = [self._need(self.bos_id, "BOS"), *ids]
+            ids = [self._need(self.bos_id, "BOS"), *self._traits.also_before, *ids]
         return [*ids, self._need(self.eos_id, "EOS")] if eos else ids
 
     # ---- decoding ---------------------------------------------------------------------------------------------------
@@ -185,6 +201,11 @@ class Tokenizer(ABC):
         """How control tokens are written in text, by id; "" for those that are not."""
         return self._traits.control
 
+    @property
+    def user_defined_texts(self) -> Mapping[int, str]:
+        """The texts that become one token wherever they stand, by id."""
+        return self._traits.user_defined
+
     def special_text(self, token: int) -> str:
         """How a token that templates name, such as BOS, is written in text."""
         return self._traits.control.get(token) or self.id_to_piece(token)
@@ -194,6 +215,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         """Ids of some stretches, on at most so many threads."""
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Ids of one stretch that begins a text: what most texts are, so that each kind may be quick about it."""
+        return list(self._encode_stretches([Stretch(text, True)], 1)[0])
 
     @abstractmethod
     def _bytes_of(self, token: int) -> bytes:
@@ -244,13 +269,7 @@ def _filled(parts: Iterable[int | Stretch], encoded: Iterator[Sequence[int]]) ->
 
 
 def checked(text: str) -> str:
-    """The text, after `check_text`."""
-    check_text(text)
-    return text
-
-
-def check_text(text: object) -> None:
-    """Raises `TypeError` for what is no `str` and `TokenizerError` for lone surrogates, which are no characters."""
+    """The text. Raises `TypeError` for what is no `str` and `TokenizerError` for lone surrogates, no characters."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {type(text).__name__}")
     try:
@@ -260,3 +279,4 @@ def check_text(text: object) -> None:
             f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, which is half "
             "of a character: the text was decoded wrongly"
         ) from None
+    return text

@@ -154,8 +154,16 @@ def read_traits(fields: Fields, *, add_bos: bool, add_eos: bool = False, prefix:
         text_starts=frozenset({*control, *user_defined}) if prefix else frozenset(),
         control=control,
         user_defined=user_defined,
-        chat_template=fields.text("tokenizer.chat_template"),
+        chat_templates=_chat_templates(fields),
     )
+
+
+def _chat_templates(fields: Fields) -> dict[str, str]:
+    """By name; the usual one has none in the file, and is "default" here."""
+    key = "tokenizer.chat_template"
+    names = [name[len(key) + 1 :] for name in fields.metadata if name.startswith(key + ".")]
+    found = {"default": fields.text(key), **{name: fields.text(f"{key}.{name}") for name in names}}
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _is_raw(fields: Fields) -> bool:
@@ -193,7 +201,7 @@ def _unigram(fields: Fields) -> Tokenizer:
 
 def _wordpiece(fields: Fields) -> Tokenizer:
     """BERT's pieces: written as a tokenizer.json, and read by Hugging Face's library."""
-    from pyllm.tokenizers.wordpiece import WordPieceTokenizer, tokenizer_json
+    from pyllm.tokenizers.wordpiece import WordPieceTokenizer, tokenizer_json, vocabulary_of_gguf
 
     control = {token: fields.pieces[token] for token in fields.ids(CONTROL)}
     named = {}
@@ -204,7 +212,8 @@ def _wordpiece(fields: Fields) -> Tokenizer:
             raise fields.error(f"its {key} token is missing, or no control token")
     lowercase = fields.flag("normalizer.lowercase", True)
     settings = {**named, "lowercase": lowercase, "strip_accents": fields.flag("normalizer.strip_accents", lowercase)}
-    return WordPieceTokenizer(tokenizer_json(fields.pieces, control, settings), fields.source)
+    vocabulary = vocabulary_of_gguf(fields.pieces, control)
+    return WordPieceTokenizer(tokenizer_json(vocabulary, control, {**settings, "split_chinese": True}), fields.source)
 
 
 class GgufPiecesTokenizer(ScoredTokenizer):

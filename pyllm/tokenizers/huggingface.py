@@ -1,11 +1,10 @@
-"""Hugging Face's `tokenizer.json`, through the `tokenizers` library, and the two files that may lie beside it."""
+"""Hugging Face's `tokenizer.json`, through the `tokenizers` library, and what the files beside it change in it."""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from pyllm.errors import TokenizerError
 from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
 from pyllm.tokenizers.bytebpe import BYTE_OF
 from pyllm.tokenizers.endings import is_ending
+from pyllm.tokenizers.folder import FolderFacts
 from pyllm.tokenizers.library import library_errors
 from pyllm.tokenizers.scored import byte_value
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 SPACE = "\u2581"
 #: What the library strips: Unicode's white space, which is not all that Python strips.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+
+
+#: Ids that tokens may have behind a vocabulary's end, and as many again as it has pieces.
+MOST_ADDED = 1024
+
+#: What is put before a text, and behind it.
+Frame = tuple[tuple[int, ...], tuple[int, ...]]
+
+NO_FACTS = FolderFacts()
 
 
 class JsonVocabulary(Tokenizer):
@@ -41,6 +50,11 @@ class JsonVocabulary(Tokenizer):
     def _arranged(self, parts: Iterable[str | int]) -> list[int | Stretch]:
         """As everywhere, but that white space beside some added tokens falls away."""
         return super()._arranged(self._eat_spaces(list(parts)))
+
+    @property
+    def eats_spaces(self) -> bool:
+        """Whether some added tokens swallow the white space beside them."""
+        return bool(self._eats_left or self._eats_right)
 
     def _eat_spaces(self, parts: list[str | int]) -> list[str | int]:
         """Some added tokens swallow the white space beside them."""
@@ -70,13 +84,14 @@ class JsonTokenizer(JsonVocabulary):
 
     kinds = frozenset({"ByteLevel", "ByteFallback", "Metaspace", "Replace"})  # decoders that say what an id's text is
 
-    def __init__(self, spec: dict[str, Any], source: str) -> None:
-        """`spec`: what the file holds; `source` names the file, beside which others may lie."""
-        added = added_tokens(spec, source)
+    def __init__(self, spec: dict[str, Any], source: str, facts: FolderFacts = NO_FACTS) -> None:
+        """`spec`: what the file holds, `completed` by the facts; `source` names the file in messages."""
+        self._facts = facts
         kinds = self._checked_kinds(spec, source)
         with library_errors(source, "tokenizer.json"):
             self._library = _build(spec)
             self._later = _build(_without_first_prefix(spec))
+            added = _as_numbered(self._library, added_tokens(spec, source))
             vocabulary = self._library.get_vocab(with_added_tokens=True)
             pieces: dict[int, str] = {token: piece for piece, token in vocabulary.items()}
             traits = self._read_traits(control_texts(added, spec), pieces, spec, source)
@@ -89,7 +104,8 @@ class JsonTokenizer(JsonVocabulary):
         prefix = " " if self._library.decode(_ids(self._library, "a")) == "a" and self._adds_space(pieces) else ""
         every = prefix and not _has_first_prefix(spec)
         starts = frozenset(control) if every else frozenset()
-        return json_traits(source, pieces, control, begin=self._first_id(), prefix=prefix, text_starts=starts)
+        frame = self._frame(source)
+        return json_traits(source, self._facts, pieces, control, frame=frame, prefix=prefix, text_starts=starts)
 
     def _checked_kinds(self, spec: Mapping[str, Any], source: str) -> set[str]:
         kinds = set(step_types(spec.get("decoder")))
@@ -100,10 +116,14 @@ class JsonTokenizer(JsonVocabulary):
                 raise TokenizerError(f"{source}: pieces with a {key} are not known here")
         return kinds
 
-    def _first_id(self) -> int | None:
-        """The id that the file's post-processor puts before a text."""
+    def _frame(self, source: str) -> Frame:
+        """The ids that the file's post-processor puts around a text."""
         plain, full = _ids(self._library, "a"), list(self._library.encode("a").ids)
-        return full[0] if plain and full != plain and full[0] != plain[0] else None
+        starts = (at for at in range(len(full)) if plain and full[at : at + len(plain)] == plain)
+        at = next(starts, None) if plain else 0
+        if at is None:
+            raise TokenizerError(f"{source}: its post-processor changes the ids of texts, which is not known here")
+        return (tuple(full[:at]), tuple(full[at + len(plain) :])) if plain else ((), ())
 
     def _adds_space(self, pieces: Mapping[int, str]) -> bool:
         first = _ids(self._library, "a")[:1]
@@ -119,31 +139,36 @@ class JsonTokenizer(JsonVocabulary):
 
 def json_traits(
     source: str,
+    facts: FolderFacts,
     pieces: Mapping[int, str],
     control: Mapping[int, str],
     *,
-    begin: int | None,
+    frame: Frame,
     prefix: str,
     text_starts: frozenset[int],
     user_defined: Mapping[int, str] = MappingProxyType({}),
 ) -> Traits:
-    """What a `tokenizer.json` and its neighbours say. `begin`: the id that its post-processor puts before texts."""
-    config = read_neighbours(source)
+    """What a `tokenizer.json` and its neighbours say. `frame`: the ids that its post-processor puts around texts."""
+    before, after = frame
+    if len(after) > 1:
+        raise TokenizerError(f"{source}: texts end with {len(after)} tokens, of which one at most is known here")
     ids = {piece: token for token, piece in pieces.items()}
-    eos = ids.get(config.get("eos_token", ""))
+    eos = after[0] if after else ids.get(facts.named.get("eos_token", ""))
     ends = {i for i, text in control.items() if is_ending(text)} | ({eos} if eos is not None else set())
     return Traits(
         source,
         vocab_size=max(pieces, default=-1) + 1,
-        bos_id=ids.get(config.get("bos_token", "")) if begin is None else begin,
+        bos_id=before[0] if before else ids.get(facts.named.get("bos_token", "")),
         eos_id=eos if eos is not None or len(ends) != 1 else next(iter(ends)),
-        eos_ids=frozenset(ends),
-        add_bos=begin is not None,
+        eos_ids=frozenset(ends | {token for token in facts.ending_ids if token in pieces}),
+        add_bos=bool(before),
+        add_eos=bool(after),
+        also_before=before[1:],
         prefix=prefix,
         text_starts=text_starts,
         control=control,
         user_defined=user_defined,
-        chat_template=config.get("chat_template"),
+        chat_templates=facts.chat_templates,
     )
 
 
@@ -176,6 +201,12 @@ def added_tokens(spec: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
         if not (isinstance(token, dict) and type(token.get("id")) is int and isinstance(token.get("content"), str)):
             raise TokenizerError(f"{source}: damaged tokenizer.json: {token!r:.80} is no added token")
     return list(added)
+
+
+def _as_numbered(library: tokenizers.Tokenizer, added: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The added tokens with the ids that the library gives them, which need not be the file's."""
+    numbered = ((library.token_to_id(token["content"]), token) for token in added)
+    return [{**token, "id": number} for number, token in numbered if number is not None]
 
 
 def control_texts(added: Iterable[Mapping[str, Any]], spec: Mapping[str, Any]) -> dict[int, str]:
@@ -226,24 +257,45 @@ def _ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
     return list(library.encode(text, add_special_tokens=False).ids)
 
 
-# ---- its neighbours ------------------------------------------------------------------------------------------------
+# ---- what its neighbours change --------------------------------------------------------------------------------------
 
 
-def read_neighbours(source: str) -> dict[str, str]:
-    """BOS, EOS and chat template from `tokenizer_config.json` and `chat_template.jinja`, as far as they are there."""
-    folder = Path(source).parent
-    found: dict[str, str] = {}
-    config = folder / "tokenizer_config.json"
-    if config.is_file():
-        try:
-            fields = json.loads(config.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise TokenizerError(f"{config}: damaged: {error}") from error
-        for key in ("bos_token", "eos_token", "chat_template"):
-            value = fields.get(key) if isinstance(fields, dict) else None
-            value = value.get("content") if isinstance(value, dict) else value
-            found |= {key: value} if isinstance(value, str) else {}
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        found["chat_template"] = template.read_text("utf-8")
-    return found
+def completed(spec: dict[str, Any], facts: FolderFacts, source: str) -> dict[str, Any]:
+    """The file with what transformers adds to it: tokens listed beside it, and control tokens named there.
+
+    What is put around texts is the file's own say: there `add_bos_token` counts for nothing.
+    """
+    vocabulary = _ids_of_pieces(spec["model"])
+    if not vocabulary:
+        return spec
+    added = {token["content"]: token for token in added_tokens(spec, source)}
+    taken = {token["id"] for token in added.values()}
+    for token in facts.added:
+        text, token_id = token["content"], token["id"]
+        check_added_id(token_id, text, len(vocabulary), source)
+        if token_id not in taken and vocabulary.get(text, token_id) == token_id:
+            added.setdefault(text, dict(token))
+    for text in facts.special:
+        if text in added:
+            added[text] = {**added[text], "special": True}
+        elif text in vocabulary:
+            added[text] = {"id": vocabulary[text], "content": text, "special": True, **_PLAIN}
+    return {**spec, "added_tokens": sorted(added.values(), key=lambda token: token["id"])}
+
+
+_PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+def check_added_id(token: int, text: str, size: int, source: str) -> None:
+    """Raises `TokenizerError` for an id that would make a vocabulary of `size` pieces a monster."""
+    if token >= 2 * size + MOST_ADDED:
+        raise TokenizerError(f"{source}: {text!r:.80} was added as token {token}, far behind the vocabulary's end")
+
+
+def _ids_of_pieces(model: Any) -> dict[str, int]:
+    """The model's own vocabulary, {} where it is none: the library says what is wrong."""
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # of pieces and scores
+        firsts = [item[0] if isinstance(item, list) and item else None for item in vocabulary]
+        return {piece: token for token, piece in enumerate(firsts) if isinstance(piece, str)}
+    return vocabulary if isinstance(vocabulary, dict) and all(type(i) is int for i in vocabulary.values()) else {}

@@ -16,7 +16,17 @@ import numpy as np
 
 from pyllm.errors import TokenizerError
 from pyllm.tokenizers.base import Stretch
-from pyllm.tokenizers.huggingface import JsonVocabulary, added_tokens, control_texts, json_traits, step_types
+from pyllm.tokenizers.folder import FolderFacts
+from pyllm.tokenizers.huggingface import (
+    MOST_ADDED,
+    NO_FACTS,
+    Frame,
+    JsonVocabulary,
+    added_tokens,
+    control_texts,
+    json_traits,
+    step_types,
+)
 from pyllm.tokenizers.patterns import Program
 from pyllm.tokenizers.pretokenizers import GPT2, PUNCTUATION, MappedBytes, Pretokenizer, compiled
 from pyllm.tokenizers.scored import in_one_buffer
@@ -47,15 +57,18 @@ class _Plan:
     prefix: _Prefix | None = None
 
 
-def read(spec: dict[str, Any], source: str) -> JsonMergesTokenizer | None:
-    """The tokenizer, or None where the library is needed. Raises `TokenizerError` for damaged tables."""
+def read(spec: dict[str, Any], source: str, facts: FolderFacts = NO_FACTS) -> JsonMergesTokenizer | None:
+    """The tokenizer, or None where the library is needed. `spec` is `completed` by the facts.
+
+    Raises `TokenizerError` for damaged tables.
+    """
     try:
         plan = _read_plan(spec)
-        begin = _first_id(spec.get("post_processor"))
+        frame = _frame(spec.get("post_processor"))
         added = _checked_added(spec, source, normalises=plan.how.nfc or plan.how.raw)
     except (_NotUnderstoodError, LookupError, TypeError, ValueError, AttributeError, StopIteration, RecursionError):
         return None  # also what has not the shape it should: the library says what is wrong
-    return JsonMergesTokenizer(spec, plan, added, begin, source)
+    return JsonMergesTokenizer(spec, plan, added, frame, source, facts)
 
 
 class JsonMergesTokenizer(JsonVocabulary):
@@ -66,8 +79,9 @@ class JsonMergesTokenizer(JsonVocabulary):
         spec: Mapping[str, Any],
         plan: _Plan,
         added: Sequence[Mapping[str, Any]],
-        begin: int | None,
+        frame: Frame,
         source: str,
+        facts: FolderFacts,
     ) -> None:
         self._plan = plan
         self._model = spec["model"]
@@ -78,14 +92,30 @@ class JsonMergesTokenizer(JsonVocabulary):
         every = plan.prefix is not None and plan.prefix.every
         traits = json_traits(
             source,
+            facts,
             pieces,
             control,
-            begin=begin,
+            frame=frame,
             prefix=" " if plan.prefix else "",
             text_starts=frozenset(control) if every else frozenset(),
             user_defined=user_defined,
         )
         super().__init__(added, set(step_types(spec.get("decoder"))), pieces, traits)
+
+    @property
+    def how(self) -> Pretokenizer:
+        """How a text becomes words."""
+        return self._plan.how
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether a space is put before a text."""
+        return self._plan.prefix is not None
+
+    @property
+    def merges(self) -> list[str]:
+        """The merges as the file has them, two pieces with a space between, the most frequent first."""
+        return [merge if isinstance(merge, str) else " ".join(merge) for merge in self._model["merges"]]
 
     @cached_property
     def _merges(self) -> NativeBPE:
@@ -113,7 +143,7 @@ class JsonMergesTokenizer(JsonVocabulary):
 
     def _merges_of_text(self) -> list[str]:
         """The merges, but those that would make control tokens."""
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in self._model["merges"]]
+        merges = self.merges
         control = {text for token in self.control_ids if (text := self._pieces[token]) in self._model["vocab"]}
         return [merge for merge in merges if merge.replace(" ", "", 1) not in control] if control else merges
 
@@ -165,7 +195,8 @@ def _check_tables(model: Mapping[str, Any]) -> None:
     assert isinstance(vocabulary, dict)
     assert isinstance(merges, list)
     ids = vocabulary.values()
-    _understood(all(type(token) is int for token in ids) and min(ids) >= 0 and max(ids) < 2 * len(vocabulary) + 1024)
+    _understood(all(type(token) is int for token in ids))
+    _understood(min(ids) >= 0 and max(ids) < 2 * len(vocabulary) + MOST_ADDED)
     _understood(len(set(ids)) == len(vocabulary))
     for merge in merges:
         if isinstance(merge, str):
@@ -182,28 +213,43 @@ def _checked_added(spec: Mapping[str, Any], source: str, *, normalises: bool) ->
         token_id, content = token["id"], token["content"]
         _understood(token.get("single_word") is not True and content)
         _understood(not (normalises and token.get("normalized") is not False))
-        _understood(0 <= token_id < 2 * len(vocabulary) + 1024 and vocabulary.get(content, token_id) == token_id)
+        _understood(0 <= token_id < 2 * len(vocabulary) + MOST_ADDED and vocabulary.get(content, token_id) == token_id)
+    _understood(_are_numbered_on(added, vocabulary))
     eats = any(token.get("lstrip") is True or token.get("rstrip") is True for token in added)
     _understood(not (eats and any(token["content"] != token["content"].strip() for token in added)))
     _understood(len({token["id"] for token in added}) == len({token["content"] for token in added}) == len(added))
     return added
 
 
-def _first_id(processor: Any) -> int | None:
-    """The id that the post-processor puts before a text."""
+def _are_numbered_on(added: Sequence[Mapping[str, Any]], vocabulary: Mapping[str, int]) -> bool:
+    """Whether tokens beyond the vocabulary have the ids that the library gives them, whatever their file says."""
+    following = len(vocabulary)
+    for token in added:
+        if token["content"] not in vocabulary:
+            if token["id"] != following:
+                return False
+            following += 1
+    return True
+
+
+def _frame(processor: Any) -> Frame:
+    """The ids that the post-processor puts around a text."""
     if processor is None or processor.get("type") == "ByteLevel":
-        return None
+        return (), ()
     if processor.get("type") == "Sequence":
-        found = [first for step in processor["processors"] if (first := _first_id(step)) is not None]
+        found = [frame for step in processor["processors"] if (frame := _frame(step)) != ((), ())]
         _understood(len(found) <= 1)
-        return found[0] if found else None
+        return found[0] if found else ((), ())
     _understood(processor.get("type") == "TemplateProcessing")
     names = [next(iter(item.values()))["id"] for item in processor["single"]]
-    before = names[: names.index("A")]
-    if not before:
-        return None
-    ids = processor["special_tokens"][before[0]]["ids"]
-    _understood(len(before) == len(ids) == 1 and type(ids[0]) is int)
+    at = names.index("A")
+    ids = [_one_id(processor["special_tokens"][name]) for name in names[:at] + names[at + 1 :]]
+    return tuple(ids[:at]), tuple(ids[at:])
+
+
+def _one_id(token: Mapping[str, Any]) -> int:
+    ids = token["ids"]
+    _understood(len(ids) == 1 and type(ids[0]) is int)
     return int(ids[0])
 
 

@@ -70,8 +70,19 @@ class ScoredTokenizer(Tokenizer):
         merges = self._merges
         try:
             return merges.encode_batch([self._to_pieces(text).encode() for text in texts], threads)
-        except ValueError as error:  # a byte without a piece, where nothing stands for the unknown
-            raise TokenizerError(f"{self._traits.source}: {error}") from error
+        except ValueError as error:
+            raise self._no_piece(error) from error
+
+    def _encode_text(self, text: str) -> list[int]:
+        merges = self._merges
+        try:
+            return merges.encode(self._to_pieces(self._traits.prefix + text).encode())
+        except ValueError as error:
+            raise self._no_piece(error) from error
+
+    def _no_piece(self, error: ValueError) -> TokenizerError:
+        """What to raise for a byte without a piece, where nothing stands for the unknown."""
+        return TokenizerError(f"{self._traits.source}: {error}")
 
 
 def in_one_buffer(strings: Sequence[str] | Sequence[bytes]) -> Strings:

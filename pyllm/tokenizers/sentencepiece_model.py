@@ -1,49 +1,110 @@
-"""SentencePiece's `tokenizer.model`, through the `sentencepiece` library."""
+"""SentencePiece's `tokenizer.model`, through the `sentencepiece` library, and what the files beside it add to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyllm.errors import TokenizerError
 from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
 from pyllm.tokenizers.endings import is_ending
+from pyllm.tokenizers.folder import FolderFacts
+from pyllm.tokenizers.huggingface import NO_FACTS, check_added_id
 from pyllm.tokenizers.scored import byte_value
+from pyllm.tokenizers.unigram import encode_with
 
 SPACE = "\u2581"  # how SentencePiece writes a space inside pieces
+WITHOUT_PREFIX = b"\x1a\x02\x18\x00"  # behind a model, a second NormalizerSpec, which only says: add_dummy_prefix = 0
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A vocabulary that the library itself reads, with its own normalisation."""
 
-    def __init__(self, data: bytes, source: str) -> None:
-        self._library, self._pieces = library, pieces = _load(data, source)
-        unknown = library.unk_id()
-        control = {i: piece for i, piece in enumerate(pieces) if library.is_control(i)}
-        bos, eos = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
-        prefix = " " if library.normalize("a").startswith(SPACE) else ""
+    def __init__(self, data: bytes, source: str, facts: FolderFacts = NO_FACTS) -> None:
+        self._library, self._pieces = _load(data, source)
+        self._n_own = len(self._pieces)
+        prefix = " " if self._library.normalize("a").startswith(SPACE) else ""
+        first_only = bool(prefix) and not facts.flag("legacy", True)
+        self._later = _load(data + WITHOUT_PREFIX, source)[0] if first_only else self._library
+        control = {i: piece for i, piece in enumerate(self._pieces) if self._library.is_control(i)}
+        user_defined = self._add(facts, control, source)
+        super().__init__(self._read_traits(facts, control, user_defined, prefix, first_only, source))
+        # The library itself makes no control tokens of text; but a neighbour may call any piece special.
+        own = (i for i in control if i < self._n_own and i != self._library.unk_id())
+        self._never_from_text = frozenset(i for i in own if not self._library.is_control(i))
+
+    @property
+    def library(self) -> Any:
+        """The library's processor; it knows nothing of tokens that were added."""
+        return self._library
+
+    def _add(self, facts: FolderFacts, control: dict[int, str], source: str) -> dict[int, str]:
+        """Takes in the tokens that were added to the model's. Gives those that are no control tokens."""
+        user_defined: dict[int, str] = {}
+        for token in facts.added:
+            token_id, text = token["id"], token["content"]
+            check_added_id(token_id, text, self._n_own, source)
+            self._pieces += [""] * (token_id + 1 - len(self._pieces))
+            if token_id >= self._n_own or token_id in control:  # control tokens may be renamed
+                self._pieces[token_id] = text
+            if token["special"]:
+                control[token_id] = text
+            elif token_id >= self._n_own:
+                user_defined[token_id] = text
+        return user_defined
+
+    def _read_traits(
+        self,
+        facts: FolderFacts,
+        control: Mapping[int, str],
+        user_defined: Mapping[int, str],
+        prefix: str,
+        first_only: bool,
+        source: str,
+    ) -> Traits:
+        unknown, ids = self._library.unk_id(), {text: token for token, text in control.items()}
+        bos, eos = (
+            ids.get(facts.named.get(name, ""), own if own >= 0 else None)
+            for name, own in (("bos_token", self._library.bos_id()), ("eos_token", self._library.eos_id()))
+        )
+        add_bos, add_eos = (bos is not None, False) if facts.frame is None else facts.frame
         ends = {i for i, text in control.items() if is_ending(text)} | ({eos} if eos is not None else set())
-        super().__init__(
-            Traits(
-                source,
-                vocab_size=len(pieces),
-                bos_id=bos,
-                eos_id=eos,
-                eos_ids=frozenset(ends),
-                add_bos=bos is not None,
-                prefix=prefix,
-                text_starts=frozenset(control) if prefix else frozenset(),
-                control=control | ({unknown: ""} if unknown >= 0 else {}),
-            )
+        return Traits(
+            source,
+            vocab_size=len(self._pieces),
+            bos_id=bos,
+            eos_id=eos,
+            eos_ids=frozenset(ends | {token for token in facts.ending_ids if token < len(self._pieces)}),
+            add_bos=add_bos and bos is not None,
+            add_eos=add_eos and eos is not None,
+            prefix=prefix,
+            text_starts=frozenset({*control, *user_defined}) if prefix and not first_only else frozenset(),
+            control={**control, **({unknown: ""} if unknown >= 0 else {})},
+            user_defined=user_defined,
+            chat_templates=facts.chat_templates,
         )
 
     def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
-        """The library begins every stretch with the prefix; so it must, for each follows a control token."""
-        ids: list[list[int]] = self._library.encode([stretch.text for stretch in stretches], num_threads=threads)
+        """The library begins every stretch with the prefix; so it must, unless only a text's first one has it."""
+        if self._later is self._library or all(stretch.at_start for stretch in stretches):
+            ids = encode_with(self._library, [stretch.text for stretch in stretches], threads)
+        else:
+            ids = [(self._library if at_start else self._later).encode(text) for text, at_start in stretches]
+        return [self._checked(one) for one in ids] if self._never_from_text else ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        ids: list[int] = self._library.encode(text)
+        return self._checked(ids) if self._never_from_text else ids
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not self._never_from_text.isdisjoint(ids):
+            raise TokenizerError(f"{self._traits.source}: the vocabulary makes control tokens of plain text")
         return ids
 
     def _bytes_of(self, token: int) -> bytes:
         piece = self._pieces[token]
+        if token >= self._n_own:
+            return piece.encode()
         byte = byte_value(piece) if self._library.is_byte(token) else None
         return piece.replace(SPACE, " ").encode() if byte is None else bytes([byte])
 

@@ -13,7 +13,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup, escape
 
 from pyllm.errors import TokenizerError
 from pyllm.tokenizers.tagged import TaggedText, Tags
@@ -26,17 +28,24 @@ LONGEST_RANGE = 10_000
 LARGEST_NUMBER = 1000  # for widths and powers
 
 _STEPS = "steps left"  # in a template's variables; no template can write this name
+_TAGGED = f"{TaggedText.__module__}.{TaggedText.__qualname__}"  # in Jinja's messages about what is a string to users
 _PADDING_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 
 
 class ChatTemplate:
-    """A compiled template. Any number of threads may render it at once."""
+    """A compiled template. Any number of threads may render it at once.
+
+    takes_parts: whether it goes through a message's content where that comes in parts; others take one text.
+    """
 
     def __init__(self, source: str, tags: Tags) -> None:
         if len(source) > LONGEST_TEMPLATE:
             raise TokenizerError(f"a chat template of {len(source)} characters, more than {LONGEST_TEMPLATE}")
+        self._tags = tags
+        environment = _Environment(tags)
         try:
-            self._template = _Environment(tags).from_string(source)
+            self.takes_parts = _goes_through_content(environment.parse(source))
+            self._template = environment.from_string(source)
         except Exception as error:  # foreign code: Jinja's errors, and Python's for what it compiles to
             raise TokenizerError(f"the chat template cannot be read: {error}") from error
 
@@ -45,7 +54,8 @@ class ChatTemplate:
         try:
             return str(self._template.render({**variables, _STEPS: [MOST_STEPS]}))
         except Exception as error:  # foreign code may fail in any way
-            raise TokenizerError(f"the chat template does not take this conversation: {error}") from error
+            flaw = self._tags.show(str(error)).replace(_TAGGED, "str")
+            raise TokenizerError(f"the chat template does not take this conversation: {flaw}") from error
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -58,6 +68,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self._tags = tags
         self.concat = self._join  # type: ignore[method-assign]  # what macros and `{% set %}` blocks are built with
         self.globals |= {"raise_exception": _raise, "strftime_now": _now, "range": _range}
+        self.globals |= {"dict": _Dict(), "namespace": _Namespace}
         del self.globals["lipsum"]
         self.filters |= {"join_text": self._join, _STEPS: _count_step, "tojson": self._to_json}
         self.filters |= {"join": self._join_filter, "replace": self._replace_filter}
@@ -78,7 +89,16 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _check_size(operator, left, right)
+        texts = operator == "+" and isinstance(left, str) and isinstance(right, str)
+        if texts and (isinstance(left, Markup) or isinstance(right, Markup)):
+            return Markup(self._as_html(left) + self._as_html(right))
         return super().call_binop(context, operator, left, right)
+
+    def _as_html(self, text: str) -> str:
+        """What is added to a text called `safe` is escaped, so Jinja has it: as it is, not as stand-ins are."""
+        if isinstance(text, TaggedText):
+            return self._tags.hide(str(escape(text.plain)))
+        return str(escape(text))
 
     def _join(self, parts: Iterable[Any]) -> str:
         texts = [str(part) for part in parts]
@@ -107,10 +127,17 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         return call
 
-    def _to_json(self, value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    def _to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
         """As Hugging Face has it: no escapes for HTML. What comes out counts as text from messages."""
-        options = {key: options[key] for key in ("separators", "sort_keys") if key in options}
-        text = json.dumps(self._tags.show_all(value), ensure_ascii=ensure_ascii, indent=indent, **options)
+        options = {"indent": _small(indent), "separators": separators, "sort_keys": sort_keys}
+        text = json.dumps(self._tags.show_all(value), ensure_ascii=ensure_ascii, **options)
         return self._tags.text(self._tags.hide(text))
 
 
@@ -130,6 +157,55 @@ def _range(*bounds: int) -> range:
     if len(values) > LONGEST_RANGE:
         raise TemplateError(f"a range of {len(values)} numbers, more than {LONGEST_RANGE}")
     return values
+
+
+class _Dict:
+    """`dict` without the class itself, through which a template might reach others."""
+
+    def __call__(self, *args: Any, **items: Any) -> dict[Any, Any]:
+        return dict(*args, **items)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
+
+
+class _Namespace(Namespace):
+    """Jinja's, without names that mean something to Python, such as `__class__`."""
+
+    def __init__(*args: Any, **attributes: Any) -> None:  # so that `self` is a name like others
+        self, *rest = args
+        for name in dict(*rest, **attributes):
+            _check_name(name)
+        Namespace.__init__(self, *rest, **attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        Namespace.__setitem__(self, name, value)
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise TemplateError(f"a namespace holds no {name!r}: names that begin with _ are Python's")
+
+
+# ---- what a template does with content -----------------------------------------------------------------------------
+
+
+def _goes_through_content(tree: nodes.Template) -> bool:
+    """Whether there is a loop over what is called content, in which a text is read."""
+    for loop in tree.find_all(nodes.For):
+        over_content = any("content" in name for name in _names(loop.iter))
+        if over_content and any("text" in _names(node) for node in loop.body):
+            return True
+    return False
+
+
+def _names(tree: nodes.Node) -> set[str]:
+    """The names, attributes and keys in a part of a template."""
+    found = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
+    found |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    own = getattr(tree, "name", None) or getattr(tree, "attr", None)  # find_all looks below a node only
+    return found | ({own} if isinstance(own, str) else set())
 
 
 # ---- bounds --------------------------------------------------------------------------------------------------------
@@ -185,11 +261,19 @@ def _check_size(operator: str, left: Any, right: Any) -> None:
         raise TemplateError(f"the result of {operator} would be larger than {LONGEST_TEXT}")
 
 
+def _small(value: Any) -> Any:
+    """The value; a number or a string must not be too large for a width."""
+    size = value if isinstance(value, int) else len(value) if isinstance(value, str) else 0
+    if size > LARGEST_NUMBER:
+        raise TemplateError(f"{size} is larger than {LARGEST_NUMBER}, the limit here")
+    return value
+
+
 def _with_small_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **options: Any) -> Any:
         for value in (*args, *options.values()):
-            if isinstance(value, int) and value > LARGEST_NUMBER:
-                raise TemplateError(f"{value} is larger than {LARGEST_NUMBER}, the limit here")
+            if isinstance(value, int):
+                _small(value)
         return function(*args, **options)
 
     return call

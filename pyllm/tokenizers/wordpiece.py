@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from operator import index
 from typing import Any, SupportsIndex
 
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Traits
 from pyllm.tokenizers.decoder import Decoder
 from pyllm.tokenizers.huggingface import JsonTokenizer
 
@@ -23,14 +21,6 @@ class WordPieceTokenizer(JsonTokenizer):
     """A `tokenizer.json` with a WordPiece model: words are cut from the left into the longest pieces."""
 
     kinds = frozenset({"WordPiece"})
-
-    def _read_traits(
-        self, control: dict[int, str], pieces: Mapping[int, str], spec: Mapping[str, Any], source: str
-    ) -> Traits:
-        """As everywhere, but that a text ends with what the file puts there."""
-        traits = super()._read_traits(control, pieces, spec, source)
-        last = self._library.encode("a").ids[-1]
-        return replace(traits, eos_id=last, add_eos=True) if last in control else traits
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Words as the pieces have them, with single spaces between: not the text that was encoded."""
@@ -48,20 +38,26 @@ class WordPieceTokenizer(JsonTokenizer):
         return self._piece(token).removeprefix(CONTINUES).encode()
 
 
-def tokenizer_json(pieces: Iterable[str], control: dict[int, str], settings: dict[str, Any]) -> dict[str, Any]:
-    """The `tokenizer.json` of a GGUF file's vocabulary.
+def vocabulary_of_gguf(pieces: Iterable[str], control: Mapping[int, str]) -> dict[str, int]:
+    """A GGUF file's pieces as a `tokenizer.json` writes them, with the ## that the file drops."""
+    return {control.get(token, _written_with_marks(piece)): token for token, piece in enumerate(pieces)}
 
-    `settings`: "lowercase" and "strip_accents" (truth values), "unknown", "first" and "last" (texts of control
-    tokens: what stands for the unknown, and what a text is put between).
+
+def tokenizer_json(
+    vocabulary: Mapping[str, int], control: Mapping[int, str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The `tokenizer.json` of a vocabulary that came without one.
+
+    `settings`: "lowercase", "strip_accents" and "split_chinese" (truth values), "unknown", "first" and "last" (texts
+    of control tokens: what stands for the unknown, and what a text is put between).
     """
-    vocabulary = {control.get(token, _written_with_marks(piece)): token for token, piece in enumerate(pieces)}
     first, last = settings["first"], settings["last"]
     return {
         "added_tokens": [{"id": token, "content": text, "special": True, **_PLAIN} for token, text in control.items()],
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": True,
+            "handle_chinese_chars": settings["split_chinese"],
             "lowercase": settings["lowercase"],
             "strip_accents": settings["strip_accents"],
         },
@@ -77,7 +73,7 @@ def tokenizer_json(pieces: Iterable[str], control: dict[int, str], settings: dic
             "unk_token": settings["unknown"],
             "continuing_subword_prefix": CONTINUES,
             "max_input_chars_per_word": LONGEST_WORD,
-            "vocab": vocabulary,
+            "vocab": dict(vocabulary),
         },
     }
 

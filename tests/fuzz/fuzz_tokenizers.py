@@ -9,6 +9,7 @@ import json
 import random
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from pyllm.errors import PyllmError
 from pyllm.tokenizers import Tokenizer
 from pyllm.tokenizers.bytebpe import BYTE_OF
 from pyllm.tokenizers.chat import encode_chat
+from pyllm.tokenizers.folder import generation_defaults
 from pyllm.tokenizers.gguf import from_metadata
-from pyllm.tokenizers.loading import parse
+from pyllm.tokenizers.loading import load_folder, parse
 from pyllm.tokenizers.wordpiece import WordPieceTokenizer
 
 TEXTS = ("", "a", " the  <s>end\n", "\u00e9\U0001f999\0<|im_end|>")
+FOLDER_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"}
+FOLDER_FILES |= {"generation_config.json", "config.json", "chat_template.jinja", "vocab.json", "merges.txt"}
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m.role + m.content | trim }}</s>{% endfor %}"
 
 
@@ -44,9 +48,26 @@ def exercise(data: bytes) -> str:
 
 
 def load(data: bytes) -> Tokenizer | None:
+    if data.startswith(b'{"folder"'):
+        with tempfile.TemporaryDirectory() as folder:
+            write_folder(Path(folder), data)
+            generation_defaults(Path(folder))
+            return load_folder(Path(folder))
     if data.startswith(b"GGUF"):
         return from_metadata(formats.parse(Path("fuzzed"), memoryview(data)).metadata, "fuzzed")
     return parse(data, "fuzzed")
+
+
+def write_folder(folder: Path, data: bytes) -> None:
+    """The files of a folder, each given as a JSON value. Damaged names are no files, damaged JSON is a damaged file."""
+    try:
+        files = json.loads(data)["folder"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        files = {"tokenizer.json": data.decode("latin-1")}
+    for name, content in files.items() if isinstance(files, dict) else ():
+        if name in FOLDER_FILES:
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def use(tokenizer: Tokenizer) -> None:
@@ -151,6 +172,43 @@ def text_json() -> bytes:
     return json.dumps(spec).encode()
 
 
+def folder(**files: Any) -> bytes:
+    """A Hugging Face folder: its files by their names, "_json" for ".json"."""
+    return json.dumps({"folder": {name.replace("_json", ".json"): data for name, data in files.items()}}).encode()
+
+
+def described_folder() -> bytes:
+    """A vocabulary, and everything that may lie beside it."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    n = len(byte_pieces())
+    config = {
+        "bos_token": "<s>", "eos_token": {"content": "<|im_end|>", **flags}, "chat_template": TEMPLATE,
+        "additional_special_tokens": ["<|im_end|>"],
+        "added_tokens_decoder": {str(n): {"content": "<|im_end|>", **flags}},
+    }  # fmt: skip
+    return folder(
+        tokenizer_json=json.loads(tokenizer_json()),
+        tokenizer_config_json=config,
+        generation_config_json={"eos_token_id": [1, n], "temperature": 0.5, "top_k": 4},
+    )
+
+
+def older_folder() -> bytes:
+    return folder(
+        vocab_json={piece: i for i, piece in enumerate(byte_pieces())},
+        **{"merges.txt": "#version: 0.2\n" + "\n".join(MERGES)},
+        tokenizer_config_json={"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": True, "bos_token": "<s>"},
+        special_tokens_map_json={"eos_token": "</s>"},
+        added_tokens_json={"<|im_end|>": len(byte_pieces())},
+        config_json={"eos_token_id": 1},
+    )
+
+
+def bert_folder() -> bytes:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "##e", "a", "<", "s", ">"]
+    return folder(**{"vocab.txt": "\n".join(pieces) + "\n"}, tokenizer_config_json={"do_lower_case": False})
+
+
 def gguf(fields: dict[str, Any]) -> bytes:
     metadata = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     return tinygguf.gguf_bytes({"tokenizer.chat_template": TEMPLATE, **metadata}, {})
@@ -188,6 +246,9 @@ def seeds() -> dict[str, bytes]:
         "ranked.gguf": gguf(ranked()),
         "unigram.gguf": gguf({**scored, "model": "t5"}),
         "wordpiece.gguf": gguf(wordpiece()),
+        "folder": described_folder(),
+        "older folder": older_folder(),
+        "bert folder": bert_folder(),
     }
 
 
@@ -209,7 +270,7 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.2:
         del place[key]
     else:
-        place[key] = rng.choice((*VALUES, json.loads(data)["decoder"]))
+        place[key] = rng.choice((*VALUES, json.loads(data).get("decoder", 7)))
     return json.dumps(spec).encode()
 
 
