@@ -362,6 +362,7 @@ class Scheduler:
             youngest.tokens = [*youngest.before(), *youngest.tokens]
             youngest.at = 0
             youngest.session.truncate(0)
+            youngest.session.expect(len(youngest.tokens))
             youngest.short = self._model.kv_pages
         else:
             oldest.short, oldest.refused = None, True  # one last try
