@@ -172,7 +172,7 @@ class Model:
         self._default_sampler = sampler_from_metadata(_generation_defaults(checkpoint))
         self._context_length = min(config.context_length, _core.LONGEST_CONTEXT)
         self._context_length = self._session_length(arguments["context_length"])
-        self._prefixes = Prefixes(arguments["prefix_cache"] or 0, native.kv_page_bytes)
+        self._prefixes = Prefixes(arguments["prefix_cache"] or 0, native.kv_page_bytes, config.rope_original)
         if arguments["kv_memory"] is not None:
             native.limit_kv(arguments["kv_memory"] // native.kv_page_bytes)
         self._pooling = pooling_of(checkpoint)
@@ -371,7 +371,9 @@ class Model:
         if len(samplers) != len(ids):
             raise ValueError(f"{len(samplers)} samplers for {len(ids)} prompts: give one for all, or one for each")
         own = not self._prefixes.open  # a tree for this batch alone, as long as one of its prompts is to be read
-        prefixes = Prefixes(UNBOUNDED, self._native.kv_page_bytes) if own else self._prefixes
+        prefixes = (
+            Prefixes(UNBOUNDED, self._native.kv_page_bytes, self._config.rope_original) if own else self._prefixes
+        )
         members = []
         for prompt, each in zip(ids, samplers, strict=True):
             for i in range(n):
