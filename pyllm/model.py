@@ -17,7 +17,9 @@ import numpy as np
 from pyllm import _core, architectures, formats
 from pyllm.batching import Batch
 from pyllm.conversation import encode_conversation
-from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError
+from pyllm.embedding import POOLINGS, embed, pooling_of
+from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError, UnsupportedModelError
+from pyllm.formats.folder import FORMAT as FOLDER_FORMAT
 from pyllm.formats.weight_types import MAKEABLE, type_name
 from pyllm.loading import bind_all, dequantized
 from pyllm.machine import available_threads
@@ -28,10 +30,13 @@ from pyllm.scheduler import Scheduler
 from pyllm.session import Options, OwnSteps, Session, begin_generation, open_session, restore_session
 from pyllm.speculation import PromptLookup, SmallerModel, Speculation
 from pyllm.tokenizers import Tokenizer
+from pyllm.tokenizers.folder import generation_defaults
+from pyllm.tokenizers.loading import load_folder
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from pyllm.architectures import Binding
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
@@ -73,12 +78,13 @@ def load(
 ) -> Model:
     """Load a model.
 
-    `source`: a model file (GGUF, llama2.c `.bin`), or a catalogue name such as "smollm2-135m", fetched if need be.
+    `source`: a model file (GGUF, llama2.c `.bin`), a Hugging Face folder (`config.json` and `.safetensors` files), or a
+    catalogue name such as "smollm2-135m", fetched if need be.
     `threads`: None means as many as this process may really use (`machine.available_threads`).
     `context_length`: positions of a session that asks for none; None means what the model was made for.
     `precision`: "high" (16-bit activations, the model's own answer) or "fast" (8-bit, about twice the prefill rate).
     `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16, but f32 for llama2.c's files, so that their
-    texts are run.c's to the letter.
+    texts are run.c's to the letter, and for encoders, which keep none.
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
     `dtype`: a weight type such as "q8_0" or "q4_k" that matrices stored as F32, F16 or BF16 are quantised to while they
     are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
@@ -107,12 +113,13 @@ def load(
     checkpoint = formats.open_checkpoint(find(source, progress))
     try:
         config = architectures.describe(checkpoint)
-        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" else "f16")
+        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" or not config.causal else "f16")
+        bindings = architectures.bindings(checkpoint, config)
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
-            bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
-            return Model(native, checkpoint, config, chosen, arguments | {"kv_dtype": kv_dtype})
+            bind_all(native, checkpoint, bindings, MAKEABLE.get(dtype or ""), progress)
+            return Model(native, checkpoint, bindings, config, chosen, arguments | {"kv_dtype": kv_dtype})
         except BaseException:
             native.close()
             raise
@@ -146,6 +153,7 @@ class Model:
         self,
         native: _core.NativeModel,
         checkpoint: Checkpoint,
+        bindings: Sequence[Binding],
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         arguments: Mapping[str, Any],
@@ -159,13 +167,15 @@ class Model:
         self._format = checkpoint.format
         self._notes = dict(checkpoint.notes)
         self._types = _count_types(checkpoint.tensors.values())
+        self._parameters = sum(b.rows * b.cols for b in bindings if b.tensor.inline is None)
         self._bos_id, self._stop_ids = _text_limits(checkpoint, tokenizer)
-        self._default_sampler = sampler_from_metadata(checkpoint.metadata)
+        self._default_sampler = sampler_from_metadata(_generation_defaults(checkpoint))
         self._context_length = min(config.context_length, _core.LONGEST_CONTEXT)
         self._context_length = self._session_length(arguments["context_length"])
-        self._prefixes = Prefixes(arguments["prefix_cache"] or 0, native.kv_page_bytes)
+        self._prefixes = Prefixes(arguments["prefix_cache"] or 0, native.kv_page_bytes, config.rope_original)
         if arguments["kv_memory"] is not None:
             native.limit_kv(arguments["kv_memory"] // native.kv_page_bytes)
+        self._pooling = pooling_of(checkpoint)
         self._scheduler = Scheduler(native, self._prefixes.make_room)
         self._draft = _open_draft(arguments["draft"], config)
 
@@ -245,7 +255,7 @@ class Model:
             "format": self._format,
             **self._notes,
             **asdict(self._config),
-            "parameters": parameter_count(self._config),
+            "parameters": self._parameters,
             "tensors": self._types,
             "tokenizer": type(self._tokenizer).__name__ if self._tokenizer else None,
             "chat_template": bool(self._tokenizer and self._tokenizer.chat_template),
@@ -361,7 +371,9 @@ class Model:
         if len(samplers) != len(ids):
             raise ValueError(f"{len(samplers)} samplers for {len(ids)} prompts: give one for all, or one for each")
         own = not self._prefixes.open  # a tree for this batch alone, as long as one of its prompts is to be read
-        prefixes = Prefixes(UNBOUNDED, self._native.kv_page_bytes) if own else self._prefixes
+        prefixes = (
+            Prefixes(UNBOUNDED, self._native.kv_page_bytes, self._config.rope_original) if own else self._prefixes
+        )
         members = []
         for prompt, each in zip(ids, samplers, strict=True):
             for i in range(n):
@@ -419,6 +431,38 @@ class Model:
                 with session.fork() as fork:
                     scores.append(self._score(fork, [ids[-1], *ending]))
         return scores
+
+    def embed(
+        self, texts: str | Iterable[str | Sequence[int]], *, pooling: str | None = None, normalize: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """A vector for each text, or sequence of token ids: float32 (n, dim); a lone text is one of one.
+
+        `pooling`: "mean" of the states after all tokens, "cls", the state of the first, or "last"; None means what the
+        model's files say, else "mean". `normalize`: to length 1, so that dot products are cosines. The states are what
+        the head would read, after the final norm. Texts are framed as the model's files say, such as with [CLS] and
+        [SEP]; each is read alone, so a vector does not depend on the others.
+
+        Raises `ContextLengthError` for a text longer than the context, `ValueError` for an empty one,
+        `UnsupportedModelError` where the files ask for another way to pool, `TokenizerError` for text without a
+        tokenizer.
+        """
+        _check_choice("pooling", pooling, (*POOLINGS, None))
+        self.check_open()
+        usual, obstacle = self._pooling
+        if not (pooling or usual):
+            raise UnsupportedModelError(
+                f"{self._path}: {obstacle}, a way to make one vector of a text's that pyllm does not know: say which "
+                f"to take, pooling= one of {', '.join(POOLINGS)}"
+            )
+        lists = [self._encode_to_embed(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return embed(
+            self._native,
+            lists,
+            pooling=pooling or usual,
+            normalize=normalize,
+            whole=not self._config.causal,
+            poll=lambda: self.closed,
+        )
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -531,6 +575,20 @@ class Model:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
+    def _encode_to_embed(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            tokenizer = self.need_tokenizer()
+            ids = tokenizer.encode(text, eos=tokenizer.add_eos)
+        else:
+            ids = self.check_tokens(text)
+        if not ids:
+            raise ValueError("a text to embed is empty: it has no tokens")
+        if len(ids) > self._context_length:
+            raise ContextLengthError(
+                f"a text of {len(ids)} tokens exceeds the context of {self._context_length} tokens"
+            )
+        return ids
+
     def _score(self, session: Session, ids: Sequence[int]) -> Score:
         logprobs: list[float] = []
         for block in session.sweep(ids[:-1]):
@@ -541,6 +599,8 @@ class Model:
         self, ids: list[int], context_length: int | None, options: Options, prefixes: Prefixes | None = None
     ) -> Generation:
         self.check_open()
+        if not self._config.causal:
+            raise UnsupportedModelError(f"{self._path}: an encoder, which generates no text: it is there for embed()")
         length = self._session_length(context_length)
         if len(ids) > length:
             raise ContextLengthError(f"the prompt's {len(ids)} tokens exceed the context of {length} tokens")
@@ -624,7 +684,9 @@ def find(source: str | os.PathLike[str], progress: Progress | bool | None) -> Pa
 def _choose_tokenizer(
     given: str | os.PathLike[str] | Tokenizer | None, checkpoint: Checkpoint, config: ModelConfig
 ) -> Tokenizer | None:
-    if given is None:
+    if given is None and checkpoint.format == FOLDER_FORMAT:
+        tokenizer = load_folder(checkpoint.path)
+    elif given is None:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
     elif isinstance(given, Tokenizer):
         tokenizer = given
@@ -655,19 +717,17 @@ def _text_limits(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[i
     return tokenizer.bos_id, tokenizer.eos_ids
 
 
+def _generation_defaults(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a model's files say about sampling, under GGUF's names."""
+    return generation_defaults(checkpoint.path) if checkpoint.format == FOLDER_FORMAT else checkpoint.metadata
+
+
 def _count_types(tensors: Iterable[TensorSpec]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in tensors:
         name = type_name(tensor.type_id)
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Weights of the transformer with a tied head, norms included."""
-    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    layer = attention + 3 * config.dim * config.hidden_dim + 2 * config.dim
-    return config.vocab_size * config.dim + config.n_layers * layer + config.dim
 
 
 # ---- pickling --------------------------------------------------------------------------------------------------------

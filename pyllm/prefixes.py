@@ -77,11 +77,12 @@ class Prefixes:
     page by page from its end.
 
     Pages are shared with the sessions that are at work on the same text, so a text in the tree costs no second copy.
-    Any thread may use it.
+    Any thread may use it. `rope_original`: beyond this length a text has other keys and values; 0: none has.
     """
 
-    def __init__(self, budget: int, page_bytes: int) -> None:
+    def __init__(self, budget: int, page_bytes: int, rope_original: int = 0) -> None:
         self._most_pages = max(budget, 0) // max(page_bytes, 1)
+        self._rope_original = rope_original
         self._start_afresh()
         _all.add(self)
 
@@ -98,34 +99,37 @@ class Prefixes:
 
     # ---- using it ----------------------------------------------------------------------------------------------------
 
-    def find(self, tokens: Sequence[int], context_length: int) -> Found | None:
-        """The longest beginning of `tokens` that is known, as a session of its own. None where there is none."""
+    def find(self, tokens: Sequence[int], context_length: int, length: int) -> Found | None:
+        """The longest beginning of `tokens` that is known, as a session of its own. None where there is none.
+
+        `length`: of the whole text, on which keys and values may depend.
+        """
         with self._turn() as mine:
             if not mine:
                 return None
-            node, n = self._descend(np.asarray(tokens, np.int32))
+            node, n = self._descend(self._path(tokens, length))
             if node.session is None or n < WORTH_KEEPING:
                 return None
             self._touch(node)
             return Found(node.session.fork(n, context_length), n)
 
-    def known(self, tokens: Sequence[int] | Ids) -> int:
+    def known(self, tokens: Sequence[int], length: int) -> int:
         """How many tokens `find` would find."""
         with self._turn() as mine:
-            n = self._descend(np.asarray(tokens, np.int32))[1] if mine else 0
+            n = self._descend(self._path(tokens, length))[1] if mine else 0
             return n if n >= WORTH_KEEPING else 0
 
-    def keep(self, tokens: Sequence[int], session: NativeSession) -> None:
+    def keep(self, tokens: Sequence[int], session: NativeSession, length: int) -> None:
         """Remember the keys and values of `tokens`, which `session` holds at least; it may go on or be closed."""
         with self._turn() as mine:
             if mine and self._most_pages > 0:
-                self._keep(np.asarray(tokens, np.int32), session)
+                self._keep(self._path(tokens, length), session)
 
     def worth_beginning(self, tokens: Sequence[int], being_read: Sequence[Sequence[int]]) -> bool:
         """Whether to read `tokens` now, rather than when one of `being_read` will have left more of them here."""
-        ids = np.asarray(tokens[:-1], np.int32)
-        shared = max((common_length(ids, np.asarray(other, np.int32)) for other in being_read), default=0)
-        return shared < WORTH_KEEPING or shared - self.known(ids) < WORTH_KEEPING
+        path = self._path(tokens[:-1], len(tokens))
+        shared = max((common_length(path, self._path(other, len(other))) for other in being_read), default=0)
+        return shared < WORTH_KEEPING or shared - self.known(tokens[:-1], len(tokens)) < WORTH_KEEPING
 
     def make_room(self) -> bool:
         """Give a quarter of the pages back, and a few at least; whether there were any."""
@@ -151,6 +155,13 @@ class Prefixes:
         finally:
             if mine:
                 self._lock.release()
+
+    def _path(self, tokens: Sequence[int], length: int) -> Ids:
+        """The tokens, in a part of the tree of its own where RoPE's factors are those of long texts."""
+        path = np.array(tokens, np.int32)
+        if 0 < self._rope_original < length:
+            path[:1] = ~path[:1]
+        return path
 
     def _descend(self, tokens: Ids) -> tuple[_Node, int]:
         """The node in which `tokens` leave the tree, and how many of them are in it."""

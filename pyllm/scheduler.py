@@ -8,6 +8,7 @@ else is in a pass, nobody can tell but by the clock.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -41,6 +42,8 @@ MOST_SEQUENCES = 64
 #: Of the time of a pass: how long the next one is held back for sequences that were in it and come back quickly, and
 #: seconds at most. A sequence that misses a pass needs one of its own, so half of one is well spent.
 PATIENCE, LONGEST_PATIENCE = 0.5, 0.01
+#: Seconds without any progress after which a sequence has to give its memory to others, or is refused.
+RELIEF = 0.1
 #: Seconds after which a waiting thread looks around by itself, and after which a leader without a sign of life is no
 #: longer waited for: Ctrl-C may end one at any point.
 NAP, SILENCE = 0.1, 5.0
@@ -67,6 +70,10 @@ class Seat:
         self.tokens: Sequence[int] = ()
         self.n_logits = 0
         self.poll: Callable[[], bool] = _never
+        self.before: Callable[[], Sequence[int]] = tuple
+        self.born = next(_births)
+        self.short: int | None = None  # where memory is lacking: the pages there were then
+        self.refused = False  # it was lacking when nobody else made progress either
         self.at = 0  # tokens evaluated of those asked for
         self.ready = True
         self.stopped = False
@@ -76,16 +83,22 @@ class Seat:
         self.under_way: _Pass | None = None
         self.left, self.quick = 0.0, False  # when it was last settled; whether it came back soon the time before
 
-    def ask(self, tokens: Sequence[int], n_logits: int, poll: Callable[[], bool]) -> None:
-        """What is wanted next. `poll` may be asked by any thread; once it has said True it must not change its mind."""
-        self.tokens, self.n_logits, self.poll, self.at = tokens, n_logits, poll, 0
+    def ask(
+        self, tokens: Sequence[int], n_logits: int, poll: Callable[[], bool], before: Callable[[], Sequence[int]]
+    ) -> None:
+        """What is wanted next. `poll` may be asked by any thread; once it has said True it must not change its mind.
+
+        `before`: the tokens that the session holds already, in case that it has to give its memory up meanwhile.
+        """
+        self.tokens, self.n_logits, self.poll, self.before, self.at = tokens, n_logits, poll, before, 0
+        self.short, self.refused = None, False
         self.ready, self.stopped, self.rows, self.error = False, False, None, None
         self.seconds, self.alone = 0.0, True
 
     def settle(self, rows: Rows | None, error: BaseException | None = None) -> None:
         """Give the answer."""
         self.rows, self.error = rows, error
-        self.poll = _never  # which refers to the owner, as the owner does to the seat
+        self.poll, self.before = _never, tuple  # which refer to the owner, as the owner does to the seat
         self.ready = True
 
     def wants_to_stop(self) -> bool:
@@ -114,7 +127,7 @@ class _Call:
         self.thread = threading.get_ident()
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.lingers = False
-        self.sign_of_life = time.monotonic()
+        self.began = self.sign_of_life = time.monotonic()
 
     @property
     def satisfied(self) -> bool:
@@ -127,7 +140,8 @@ class Scheduler:
 
     Bounded: a pass has at most MOST_SEQUENCES sequences and about CHUNK tokens; whoever is not in it waits in turn, in
     the thread that asked. `make_room` is called where memory for keys and values is not to be had, and says whether it
-    freed any.
+    freed any. If not, the sequence waits until others have ended. Where nobody can go on, the youngest gives its memory
+    up, and reads its text again later; where the oldest cannot go on even so, it is told.
 
     Nothing here is locked: every change of the shared dictionaries is a single operation, and a signal handler may come
     in between any two lines, generate text by itself, and find everything in order.
@@ -145,6 +159,7 @@ class Scheduler:
         self._leading: dict[str, _Call] = {}  # at most one, put there by setdefault: the first wins
         self._away: dict[Seat, None] = {}  # of the last passes, quick to come back, not back yet
         self._patience = 0.0
+        self._progress = 0.0  # when the last pass ended
 
     # ---- for sequences -----------------------------------------------------------------------------------------------
 
@@ -182,7 +197,7 @@ class Scheduler:
 
     def withdraw(self, seat: Seat) -> None:
         """Take a seat out, whatever it has asked for. Returns once no pass uses its session."""
-        seat.stopped, seat.poll = True, _never
+        seat.stopped, seat.poll, seat.before = True, _never, tuple
         self._waiting.pop(seat, None)
         self._away.pop(seat, None)
         interrupt: BaseException | None = None
@@ -209,7 +224,7 @@ class Scheduler:
             self._wake_satisfied(call)  # those who were dismissed
             self._run(shares, call)
         elif not call.satisfied:
-            self._rest(call)  # what it waits for is in a pass of a leader that was given up
+            self._relieve(call)
         self._wake_satisfied(call)
 
     def _follow(self, call: _Call) -> None:
@@ -253,7 +268,7 @@ class Scheduler:
         """Who is in the next pass, and with how many tokens: what is short as a whole, the rest of the room for a chunk
         of each long prompt, in turns.
         """
-        waiting = [seat for seat in tuple(self._waiting) if not seat.busy and not self._dismissed(seat)]
+        waiting = [seat for seat in tuple(self._waiting) if not self._dismissed(seat) and self._can_go_on(seat)]
         if len(waiting) == 1:  # as mostly: the rest would come to the same
             return [(waiting[0], _piece(len(waiting[0].tokens) - waiting[0].at, CHUNK, waiting[0].n_logits))]
         shares: Shares = []
@@ -269,6 +284,11 @@ class Scheduler:
         for seat in long[: max(room // each, 1) if long else 0]:
             shares.append((seat, _piece(len(seat.tokens) - seat.at, each, seat.n_logits)))
         return shares
+
+    def _can_go_on(self, seat: Seat) -> bool:
+        if seat.short is not None and self._model.kv_pages < seat.short:
+            seat.short = None  # some were given back
+        return seat.short is None and not seat.busy
 
     def _dismissed(self, seat: Seat) -> bool:
         if not seat.wants_to_stop():
@@ -297,7 +317,8 @@ class Scheduler:
             return
         finally:
             now.over = True
-        self._patience = min(PATIENCE * (time.monotonic() - started), LONGEST_PATIENCE)
+        self._progress = time.monotonic()
+        self._patience = min(PATIENCE * (self._progress - started), LONGEST_PATIENCE)
         for (seat, n), rows in zip(shares, results, strict=True):
             self._advance(seat, n, rows, started, len(shares) == 1)
 
@@ -315,15 +336,37 @@ class Scheduler:
                 self._away[seat] = None
 
     def _recover(self, shares: Shares, error: Exception, call: _Call) -> None:
-        if isinstance(error, OutOfMemoryError) and self._make_room():
+        short = isinstance(error, OutOfMemoryError)
+        if short and self._make_room():
             return  # and it is tried again
         if len(shares) > 1:
             for share in shares:
                 self._run([share], call)
+            return
+        ((seat, _),) = shares
+        if short and not seat.refused:
+            seat.short = self._model.kv_pages
         else:
-            ((seat, _),) = shares
             self._waiting.pop(seat, None)
             seat.settle(None, error)
+
+    def _relieve(self, call: _Call) -> None:
+        """Nobody can go on: wait for memory that others give back, and then find it among those that wait."""
+        self._rest(call, RELIEF / 10)
+        short = [seat for seat in tuple(self._waiting) if seat.short is not None and not seat.busy]
+        if not short or time.monotonic() - max(self._progress, call.began) < RELIEF:
+            return
+        oldest, *others = sorted(short, key=lambda seat: seat.born)
+        youngest = next((seat for seat in reversed(others) if seat.session.position > 0), None)
+        if youngest is not None:
+            youngest.tokens = [*youngest.before(), *youngest.tokens]
+            youngest.at = 0
+            youngest.session.truncate(0)
+            youngest.session.expect(len(youngest.tokens))
+            youngest.short = self._model.kv_pages
+        else:
+            oldest.short, oldest.refused = None, True  # one last try
+        self._progress = time.monotonic()
 
     def _run_alone(self, items: Collection[Waitable]) -> None:
         """The same without the others, which are in the pass that this thread is in the midst of."""
@@ -344,6 +387,9 @@ def _part(seat: Seat, n: int) -> Part:
 def _piece(left: int, most: int, n_logits: int) -> int:
     """How many of `left` tokens to take, so that the logits of the last ones are left to one pass."""
     return left if left <= most else max(min(most, left - n_logits), 0) or left
+
+
+_births = itertools.count()
 
 
 def _never() -> bool:

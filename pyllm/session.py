@@ -92,6 +92,7 @@ class Session:
         self._seat = Seat(native)
         self._asked = _Asked()
         self._guess = Guess()  # what was evaluated beyond `tokens`
+        self._length = 0  # of the text that the last evaluation was for
         self._lock = threading.Lock()
         self._closing = False
         self._closed = False
@@ -146,7 +147,8 @@ class Session:
             self.check_room(len(ids))
             if not ids:
                 raise ValueError("there are no tokens to evaluate")
-            taken, evaluated = len(self._tokens), self._native.position
+            taken = len(self._tokens)
+            evaluated = self._expect(taken + len(ids))
             try:
                 self._tokens += ids
                 return self._hidden_from(evaluated, depths)[:, taken - evaluated :]
@@ -250,6 +252,7 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file, for `Model.restore`. The file appears whole or not at all."""
         with self._entered():
+            self._expect(len(self._tokens))  # what a restored session will take its keys and values for
             header = {
                 "model": self._model.identity,
                 "context_length": self._context_length,
@@ -301,8 +304,10 @@ class Session:
 
     def share(self, prefixes: Prefixes) -> None:
         """Let texts that begin alike have what was evaluated so far; the session goes on with it, too."""
+        if self._length == 0:
+            return  # nothing was
         with self._entered():
-            prefixes.keep(self._tokens[: self._native.position], self._native)
+            prefixes.keep(self._tokens[: self._native.position], self._native, self._length)
 
     @property
     def text(self) -> Sequence[int]:
@@ -338,10 +343,12 @@ class Session:
     def sweep(self, tokens: Sequence[int]) -> Iterator[Logits]:
         """Take `tokens` in; yields the logits after every one, `LOGIT_ROWS` (n, vocab) at a time."""
         self.check_room(len(tokens))
+        with self._entered():
+            for at in range(self._expect(len(self._tokens) + len(tokens)), len(self._tokens), CHUNK):
+                self._native.eval(self._tokens[at : at + CHUNK], n_logits=0, poll=lambda: self._closing)
         for start in range(0, len(tokens), LOGIT_ROWS):
             chunk = tokens[start : start + LOGIT_ROWS]
             with self._entered():
-                self._drop_guess()
                 rows = self._native.eval(chunk, n_logits=len(chunk), poll=lambda: self._closing)
                 self._tokens += chunk
             yield rows
@@ -406,17 +413,33 @@ class Session:
             self._seat.settle(known)
             return
         self._drop_guess()
-        taken, evaluated = len(self._tokens), self._native.position
+        taken = len(self._tokens)
+        evaluated = self._expect(taken + len(ids))
         if evaluated == taken + len(ids):  # nothing to do but to look again: the last one gives the same bits again
             if evaluated == 0:
                 raise ValueError("there are no tokens to evaluate")
             evaluated -= 1
             self._native.truncate(evaluated)
-        guess = guess[: max(self._context_length - taken - len(ids), 0)]
+            self._expect(taken + len(ids))
+        guess = guess[: max(self._longest_alike(taken + len(ids)) - taken - len(ids), 0)]
         self._asked = _Asked(taken, evaluated, guess)
         self._tokens.extend(ids)
-        self._seat.ask([*self._tokens[evaluated:], *guess], 1 + len(guess), poll)
+        text = self._tokens
+        self._seat.ask([*text[evaluated:], *guess], 1 + len(guess), poll, lambda: text[:evaluated])
         self._model.scheduler.add(self._seat)
+
+    def _expect(self, length: int) -> int:
+        """How many positions hold for a text of `length` tokens: none where RoPE's factors are others at that length,
+        so that all is to be evaluated again.
+        """
+        self._native.expect(length)
+        self._length = length
+        return self._native.position
+
+    def _longest_alike(self, length: int) -> int:
+        """The longest text that this session can hold with RoPE's factors as for one of `length` tokens."""
+        original = self._model.config.rope_original
+        return min(self._context_length, original) if length <= original else self._context_length
 
     def _finish(self) -> Logits | None:
         """All or nothing: where it failed, was stopped or interrupted, the session is as it was."""
@@ -591,7 +614,7 @@ class OwnSteps(Steps):
 def open_session(model: Model, tokens: Sequence[int], context_length: int, prefixes: Prefixes) -> Session:
     """A new session that holds as much as is known of `tokens`; never the last one, since its logits are wanted."""
     model.check_open()
-    found = prefixes.find(tokens[:-1], context_length)
+    found = prefixes.find(tokens[:-1], context_length, len(tokens))
     if found is None:
         return model.session(context_length)
     return Session(model, found.session, context_length, tokens[: found.n])

@@ -404,6 +404,50 @@ def test_fork_while_threads_share_passes(model: pyllm.Model) -> None:
             worker.join(30)
 
 
+# ---- little memory ---------------------------------------------------------------------------------------------------
+
+
+def test_where_memory_is_short_texts_wait_for_each_other(path: Path, passes: list[list[int]]) -> None:
+    """Twelve texts of up to five pages through memory of nine: some give theirs up and begin again, none differs."""
+    prompts = [np.random.default_rng(i).integers(3, VOCAB, 20 + 20 * i).tolist() for i in range(12)]
+    with pyllm.load(path, threads=1, prefix_cache=0, speculation=False) as model:
+        expected = [model.generate(p, max_tokens=60, sampler=sampler(i)).tokens for i, p in enumerate(prompts)]
+        page_bytes = model._native.kv_page_bytes
+    samplers = [sampler(i) for i in range(12)]
+    passes.clear()
+    with pyllm.load(path, threads=1, kv_memory=9 * page_bytes, speculation=False) as model:
+        batch = model.generate_batch(prompts, max_tokens=60, sampler=samplers)
+        assert [g.tokens for g in batch] == expected
+        assert sum(map(sum, passes)) > sum(map(len, prompts)) + sum(map(len, expected))  # something was read again
+        with ThreadPoolExecutor(6) as pool:
+            run = lambda i: model.generate(prompts[i], max_tokens=60, sampler=sampler(i)).tokens  # noqa: E731
+            assert list(pool.map(run, range(12), timeout=60)) == expected
+        while model.prefixes.make_room():
+            pass
+        assert model._native.kv_pages == 0
+
+
+def test_what_never_fits_is_refused(path: Path) -> None:
+    """With an error that names the limit, and without harm to others; and so does a session that nobody gives back."""
+    long = np.random.default_rng(0).integers(3, VOCAB, 400).tolist()
+    with pyllm.load(path, threads=1) as model:
+        page_bytes = model._native.kv_page_bytes
+    with pyllm.load(path, threads=1, kv_memory=5 * page_bytes + 7, speculation=False) as model:
+        expected = model.generate([5, 6], max_tokens=30, sampler=GREEDY).tokens
+        batch = model.generate_batch([[5, 6], long, [5, 6]], max_tokens=30, sampler=GREEDY)
+        assert batch[0].tokens == batch[2].tokens == expected
+        with pytest.raises(pyllm.OutOfMemoryError, match="no KV page is left of the 5"):
+            batch[1].tokens  # noqa: B018
+        with model.session() as session:
+            session.eval(long[:300])
+            started = time.monotonic()
+            with pytest.raises(pyllm.OutOfMemoryError):
+                model.generate([5, 6], max_tokens=30).tokens  # noqa: B018
+            assert time.monotonic() - started < 5
+            assert session.eval([5]).shape == (VOCAB,)
+        assert model.generate([5, 6], max_tokens=30, sampler=GREEDY).tokens == expected
+
+
 # ---- a crowd ---------------------------------------------------------------------------------------------------------
 
 

@@ -242,7 +242,7 @@ def test_the_texts_differ(stories: Subject) -> None:
 @pytest.mark.parametrize("isa", _core.isa_names())
 def test_every_way_to_a_text(stories: Subject, tmp_path: Path, isa: str) -> None:
     with kernel_level(isa):
-        for combination in combinations(len(isa)):
+        for combination in combinations(len(isa))[: 8 if isa == "scalar" and not SOAK else None]:
             stories.check(*combination, tmp_path)
 
 

@@ -34,6 +34,7 @@ PY_MAY_IMPORT = {
     "speculation": set(),
     "awaiting": set(),
     "scheduler": {"errors", "_core"},
+    "embedding": {"errors", "_core", "formats", "scheduler"},
     "prefixes": {"_core"},
     "hooks": set(),
     "grammar": {"errors"},

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_families import folder_of
 from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
 from pyllm import Sampler
 from pyllm.prefixes import WORTH_KEEPING, Prefixes
+from pyllm.speculation import Speculation
 
 VOCAB, CONTEXT = 300, 1024
 GREEDY = Sampler.greedy()
@@ -197,6 +199,43 @@ def test_fork_while_the_tree_is_in_use(path: Path, plain: pyllm.Model) -> None:
             worker.join(20)
 
 
+def test_texts_that_grow_beyond_what_their_rotations_were_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond 32 tokens this model's keys are rotated in another way, the first ones' too: neither what was kept, nor
+    drafts, nor a session that grows, mixes the two.
+    """
+    folder = folder_of("phi3-partial", tmp_path)
+    ids = np.random.default_rng(0).integers(3, 64, 64).tolist()
+    monkeypatch.setattr(Speculation, "_pays", lambda _: True)
+    with pyllm.load(folder, prefix_cache=0, speculation=False) as plain, pyllm.load(folder) as model:
+        assert plain.config.rope_original == 32
+        expected = {}
+        for n in (20, 29, 31, 32, 33, 36):
+            text = ids[:n]
+            for _ in range(12):
+                with plain.session() as session:  # in one piece
+                    text = [*text, int(session.eval(text).argmax())]
+            expected[n] = text[n:]
+            assert plain.generate(ids[:n], max_tokens=12, sampler=GREEDY).tokens == expected[n]
+        assert len({tuple(tokens) for tokens in expected.values()}) == len(expected)
+        for n in [*expected, *reversed(expected)] * 2:
+            assert model.generate(ids[:n], max_tokens=12, sampler=GREEDY).tokens == expected[n]
+        batch = model.generate_batch([ids[:n] for n in expected], max_tokens=12, sampler=GREEDY)
+        assert [g.tokens for g in batch] == list(expected.values())
+        assert any(g.stats.cached_tokens for g in batch)
+        with model.session() as session:
+            session.eval(ids[:40])
+            session.truncate(20)
+            session.save(tmp_path / "saved")
+            with session.fork() as fork, model.restore(tmp_path / "saved") as again:
+                for other in (session, fork, again):
+                    assert other.generate(max_tokens=12, sampler=GREEDY).tokens == expected[20]
+        whole = plain.score([*ids[:36], *ids[40:44]])
+        (score,) = model.score_continuations(ids[:36], [ids[40:44]])
+        assert score.logprobs == whole.logprobs[-4:]
+
+
 # ---- the tree --------------------------------------------------------------------------------------------------------
 
 
@@ -229,16 +268,16 @@ def test_the_tree_never_lies(texts: list[list[tuple[int, int]]], budget: int) ->
     tree, roomy = Prefixes(budget, 1), Prefixes(10_000, 1)
     for text in texts:
         tokens = [token for token, times in text for _ in range(times)]
-        found = tree.find(tokens, CONTEXT)
+        found = tree.find(tokens, CONTEXT, len(tokens))
         if found is not None:
             assert found.session.tokens == tokens[: found.n]  # type: ignore[attr-defined]
-            assert found.n == tree.known(tokens) >= WORTH_KEEPING
-        tree.keep(tokens, FakeSession(tokens))  # type: ignore[arg-type]
+            assert found.n == tree.known(tokens, len(tokens)) >= WORTH_KEEPING
+        tree.keep(tokens, FakeSession(tokens), len(tokens))  # type: ignore[arg-type]
         assert tree.pages <= budget
         assert tree.pages == sum(node_pages(tree))
-        roomy.keep(tokens, FakeSession(tokens))  # type: ignore[arg-type]
+        roomy.keep(tokens, FakeSession(tokens), len(tokens))  # type: ignore[arg-type]
         if len(tokens) >= 2 * WORTH_KEEPING:
-            assert roomy.known(tokens) > len(tokens) - WORTH_KEEPING
+            assert roomy.known(tokens, len(tokens)) > len(tokens) - WORTH_KEEPING
     while tree.make_room():
         pass
     assert (tree.pages, node_pages(tree)) == (0, [])

@@ -56,16 +56,22 @@ static uint8_t *page_own(pl_model *m, uint8_t *page) {
     return copy;
 }
 
+static int32_t no_page(pl_model *m, pl_error *err) {
+    long long pages = atomic_load(&m->pages), limit = atomic_load(&m->page_limit);
+    if (pages < limit) {
+        return pl_fail(err, PL_MEMORY, "no memory for a KV page of %zu bytes beside %lld", m->kv.page_bytes, pages);
+    }
+    return pl_fail(err, PL_MEMORY, "no KV page is left of the %lld of %zu bytes that there may be", limit,
+                   m->kv.page_bytes);
+}
+
 int32_t pl_pages_reserve(pl_model *m, pl_page_table *t, int64_t begin, int64_t end, pl_error *err) {
     int64_t n = (end + PL_PAGE - 1) / PL_PAGE;
     int32_t status = grow(t, n, err);
     if (status != PL_OK) return status;
     for (int64_t i = begin / PL_PAGE; i < n; i++) {
         uint8_t *page = i < t->n ? page_own(m, t->pages[i]) : page_new(m);
-        if (page == NULL) {
-            return pl_fail(err, PL_MEMORY, "no memory for a KV page of %zu bytes beside %lld others", m->kv.page_bytes,
-                           (long long)atomic_load(&m->pages));
-        }
+        if (page == NULL) return no_page(m, err);
         t->pages[i] = page;
         if (i >= t->n) t->n = i + 1;
     }
