@@ -35,6 +35,7 @@ PY_MAY_IMPORT = {
     "awaiting": set(),
     "scheduler": {"errors", "_core"},
     "embedding": {"errors", "_core", "formats", "scheduler"},
+    "adapters": {"errors", "config", "_core", "formats", "architectures", "loading"},
     "prefixes": {"_core"},
     "hooks": set(),
     "grammar": {"errors"},
