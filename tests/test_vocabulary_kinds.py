@@ -276,6 +276,14 @@ def test_wordpiece_equals_the_library(text: str, lowercase: bool) -> None:
         assert tokenizer.decode(ids) == reference.decode(ids)
 
 
+def test_wordpiece_json_of_older_versions_names_no_type() -> None:
+    spec = json.loads(wordpiece_json(True))
+    del spec["model"]["type"]
+    there, here = parse(wordpiece_json(True), "bert.json"), parse(json.dumps(spec).encode(), "bert.json")
+    assert here.encode("The foxes jump!") == there.encode("The foxes jump!") != []
+    assert type(here) is type(there)
+
+
 def test_wordpiece_refuses_to_generate() -> None:
     tokenizer = made(wordpiece_metadata(True))
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.add_bos, tokenizer.add_eos) == (2, 3, True, True)
