@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import re
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pyllm import _core
+from pyllm.probes import LOOK, PASSES, QUIET, buffer_of, idle_share, wait_until_quiet
 
-PROBE_LIMIT = 1 << 30  # bytes; a larger buffer is no longer in any cache, and tells nothing more
-PROBE_REPEATS = 5
-QUIET = 0.94  # idle share of all CPUs from which on nothing else is running
-IDLE_BEFORE, IDLE_AFTER = 0.7, 0.5  # seconds looked at before and after a sample
+__all__ = [
+    "IDLE_AFTER",
+    "QUIET",
+    "format_record",
+    "idle_share",
+    "load_average",
+    "machine",
+    "read_bandwidth",
+    "sha256",
+    "today",
+    "wait_until_quiet",
+]
 
+IDLE_AFTER = LOOK
 INSTRUCTIONS = "avx2 fma avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 asimd asimddp i8mm bf16"
 
 
@@ -27,6 +37,7 @@ def machine() -> dict[str, Any]:
     flags = set(facts.get("flags", facts.get("Features", "")).split())
     return {
         "cpu": facts.get("model name", platform.processor() or platform.machine()),
+        "family": facts.get("cpu family", ""),
         "architecture": platform.machine(),
         "instructions": [name for name in INSTRUCTIONS.split() if name in flags],
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -47,31 +58,18 @@ def load_average() -> tuple[float, float, float]:
     return os.getloadavg()
 
 
-def idle_share(seconds: float) -> float | None:
-    """The share of all CPUs' time that nobody used, over the next `seconds`; None where the system does not tell."""
-    before = _ticks()
-    time.sleep(seconds)
-    after = _ticks()
-    if before is None or after is None or after[1] == before[1]:
-        return None
-    return (after[0] - before[0]) / (after[1] - before[1])
-
-
-def wait_until_quiet(patience: float) -> float | None:
-    """Look at the idle share until it is that of a quiet machine, or `patience` seconds are over: the last look."""
-    deadline = time.monotonic() + patience
-    share = idle_share(IDLE_BEFORE)
-    while share is not None and share < QUIET and time.monotonic() < deadline:
-        share = idle_share(IDLE_BEFORE)
-    return share
-
-
 def read_bandwidth(nbytes: int, threads: int) -> float:
     """GB/s at which `threads` threads read a buffer of `nbytes` (at most 1 GiB): the best of five passes."""
-    from pyllm import _core
+    return _core.read_bandwidth(buffer_of(nbytes), threads, PASSES) / 1e9
 
-    probe = np.ones(min(nbytes, PROBE_LIMIT), np.uint8)
-    return _core.read_bandwidth(probe, threads, PROBE_REPEATS) / 1e9
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def format_record(record: dict[str, Any]) -> str:
@@ -89,15 +87,6 @@ def _block(value: Any) -> str:
             "{\n  " + ",\n  ".join(f"{json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()) + "\n }"
         )
     return json.dumps(value)
-
-
-def _ticks() -> tuple[int, int] | None:
-    """(idle, all) ticks of all CPUs since boot. Guest time is left out: it is part of user time already."""
-    fields = _read(Path("/proc/stat")).partition("\n")[0].split()
-    if len(fields) < 9 or fields[0] != "cpu":
-        return None
-    ticks = [int(field) for field in fields[1:9]]
-    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _facts(path: Path) -> list[tuple[str, str]]:

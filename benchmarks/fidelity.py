@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -207,15 +207,26 @@ def find_reference(arguments: argparse.Namespace) -> tuple[str, Reference]:
         return Path(arguments.reference).name, read_reference(Path(arguments.reference))
     texts = read_texts(arguments.text or [GOLDEN / "smollm2_texts.json"])
     encoded = encode(arguments.model, texts, arguments.longest)
-    setup = Setup(arguments.model, arguments.threads, arguments.longest, every_logit=True)
-    with closing(open_engine("transformers", setup)) as engine:
+    setup = Setup(arguments.model, arguments.threads, arguments.longest, True, arguments.converted)
+    with closing(opened(open_engine, "transformers", setup)) as engine:
         return engine.version, reference_of(engine, encoded)
 
 
-def measure(specification: str, reference: Reference, model: Path, threads: int) -> tuple[str, Figures]:
+def opened(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Do something with an engine; one that cannot be had ends the command."""
+    try:
+        return run(*arguments)
+    except (ImportError, ValueError, OSError, NotImplementedError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def measure(
+    specification: str, reference: Reference, model: Path, threads: int, converted: Path | None = None
+) -> tuple[str, Figures]:
     """Open an engine and compare it: its version and its figures."""
     longest = int(np.diff(reference.starts).max())
-    with closing(open_engine(specification, Setup(model, threads, longest, every_logit=True))) as engine:
+    setup = Setup(model, threads, longest, every_logit=True, converted=converted)
+    with closing(open_engine(specification, setup)) as engine:
         return engine.version, figures(reference, answer_of(engine, reference))
 
 
@@ -237,6 +248,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text", action="append", type=Path, help="a text or JSON file; may be given again")
     parser.add_argument("--longest", type=int, default=512, help="tokens to which texts are cut (512)")
     parser.add_argument("--save", type=Path, help="write the reference to this .npz")
+    parser.add_argument("--converted", type=Path, help="the folder that convert.py filled, for engines that need it")
     parser.add_argument("--threads", type=int, default=2, help="threads of each engine (2)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return parser.parse_args(argv)
@@ -251,7 +263,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     versions: dict[str, str] = {}
     for name in arguments.engine or DEFAULT_ENGINES:
         print(f"{name} ...", file=sys.stderr)
-        versions[name], results[name] = measure(name, reference, arguments.model, arguments.threads)
+        setup = (arguments.model, arguments.threads, arguments.converted)
+        versions[name], results[name] = opened(measure, name, reference, *setup)
     if arguments.json:
         engines = {name: {"version": versions[name], **asdict(row)} for name, row in results.items()}
         record = {"date": conditions.today(), "model": arguments.model.name, "reference": source, "engines": engines}

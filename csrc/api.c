@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/math.h"
 #include "base/memory.h"
 #include "base/threads.h"
 #include "model/forward.h"
@@ -117,21 +118,43 @@ int32_t pl_matmul_once(const char *isa, const pl_source *source, const float *x,
     return status;
 }
 
+static int activation_of(const char *name) {
+    static const char *const names[] = {[PL_ACTIVATION_SILU] = "silu",
+                                        [PL_ACTIVATION_GELU] = "gelu",
+                                        [PL_ACTIVATION_GELU_TANH] = "gelu_tanh",
+                                        [PL_ACTIVATION_RELU_SQUARED] = "relu_squared",
+                                        [PL_ACTIVATION_SILU_CLAMPED] = "silu_clamped"};
+    for (int i = 0; i < (int)(sizeof names / sizeof *names); i++) {
+        if (strcmp(name, names[i]) == 0) return i;
+    }
+    return -1;
+}
+
 int32_t pl_vector_once(const char *isa, const char *kernel, const float *a, const float *b, int64_t n, float parameter,
                        float *out, pl_error *err) {
     const pl_kernels *kernels;
     int32_t status = find_kernels(isa, &kernels, err);
     if (status != PL_OK) return status;
     if (n < 1 || n % 16 != 0) return pl_fail(err, PL_INVALID, "n is %lld; expected a multiple of 16", (long long)n);
-    if (strcmp(kernel, "rmsnorm") == 0) {
+    memcpy(out, a, (size_t)n * sizeof *out);
+    if (activation_of(kernel) >= 0) {
+        kernels->activate(activation_of(kernel), parameter, a, b, n, out);
+    } else if (strcmp(kernel, "rmsnorm") == 0) {
         kernels->rmsnorm(a, b, n, parameter, out);
     } else if (strcmp(kernel, "swiglu") == 0) {
         kernels->swiglu(a, b, n, out);
     } else if (strcmp(kernel, "softmax") == 0) {
-        memcpy(out, a, (size_t)n * sizeof *out);
         out[n] = kernels->softmax(out, n, parameter, &out[n + 1]);
+    } else if (strcmp(kernel, "softcap") == 0) {
+        kernels->softcap(out, n, 1.0f, parameter);
+    } else if (strcmp(kernel, "centre") == 0) {
+        pl_centre(a, (int64_t)parameter, out);
+    } else if (strcmp(kernel, "erf") == 0) {
+        for (int64_t i = 0; i < n; i++) out[i] = pl_erff(a[i]);
+    } else if (strcmp(kernel, "tanh") == 0) {
+        for (int64_t i = 0; i < n; i++) out[i] = pl_tanhf(a[i]);
     } else {
-        return pl_fail(err, PL_INVALID, "'%s' is none of rmsnorm, swiglu, softmax", kernel);
+        return pl_fail(err, PL_INVALID, "'%s' is no vector kernel", kernel);
     }
     return PL_OK;
 }
@@ -140,7 +163,7 @@ double pl_log_probability(const float *logits, int64_t vocab, int32_t token) {
     return pl_log_softmax_at(pl_kernels_current(), logits, vocab, token);
 }
 
-/* ---- memory bandwidth ------------------------------------------------------------------------------------------- */
+/* ---- the machine's own speed ------------------------------------------------------------------------------------ */
 
 typedef struct reading {
     const uint64_t *words;
@@ -173,25 +196,79 @@ double pl_read_bandwidth(const void *data, size_t nbytes, int32_t threads, int32
     return best;
 }
 
+typedef struct meeting {
+    int32_t crossings;
+    double seconds; /* out: of one; stays 0 where the region has one thread */
+} meeting;
+
+static void meet(void *argument, const pl_worker *worker) {
+    meeting *m = argument;
+    if (worker->count == 1) return;
+    pl_barrier_wait(worker);
+    double start = pl_seconds();
+    for (int32_t i = 0; i < m->crossings; i++) pl_barrier_wait(worker);
+    if (worker->index == 0) m->seconds = (pl_seconds() - start) / m->crossings;
+}
+
+double pl_barrier_seconds(int32_t threads, int32_t crossings) {
+    if (threads < 1 || threads > MOST_THREADS || crossings < 1) return 0;
+    meeting m = {.crossings = crossings};
+    pl_parallel(threads, meet, &m);
+    return m.seconds;
+}
+
 /* ---- evaluation ------------------------------------------------------------------------------------------------- */
+
+static int32_t check_answers(const pl_model *model, const pl_run *run, pl_error *err) {
+    int32_t wanted = run->n_logits, somewhere = run->logits != NULL || run->states != NULL;
+    if (wanted < 0 || wanted > run->n || (wanted > 0 && !somewhere)) {
+        return pl_fail(err, PL_INVALID, "%d logits of %lld tokens", wanted, (long long)run->n);
+    }
+    if (wanted > 0 && run->logits != NULL && pl_model_head(model) == NULL) {
+        return pl_fail(err, PL_UNSUPPORTED, "the model has no head: it gives hidden states, not logits");
+    }
+    if (run->n_hidden < 0 || (run->n_hidden > 0 && (run->hidden_layers == NULL || run->hidden == NULL))) {
+        return pl_fail(err, PL_INVALID, "the residual stream after %d layers", run->n_hidden);
+    }
+    for (int32_t j = 0; j < run->n_hidden; j++) {
+        if (run->hidden_layers[j] >= 0 && run->hidden_layers[j] <= model->config.n_layers) continue;
+        return pl_fail(err, PL_INVALID, "layer %d is out of range: the model has 0 (the embedding) to %d",
+                       run->hidden_layers[j], model->config.n_layers);
+    }
+    return PL_OK;
+}
+
+/* Whether the session can go on by n tokens. */
+static int32_t check_length(const pl_model *model, const pl_session *s, int64_t n, pl_error *err) {
+    const pl_config *c = &model->config;
+    int64_t limit = s->context_length;
+    if (pl_is_bound(&model->position_embedding) && c->context_length < limit) limit = c->context_length;
+    if (n > limit - s->position) {
+        return pl_fail(err, PL_CONTEXT, "%lld tokens at position %lld exceed the context of %lld", (long long)n,
+                       (long long)s->position, (long long)limit);
+    }
+    if (!c->causal && s->position > 0) {
+        return pl_fail(err, PL_INVALID, "the model sees a sequence as a whole: it cannot go on at position %lld",
+                       (long long)s->position);
+    }
+    if (!pl_session_rope_fits(s, n)) {
+        return pl_fail(err, PL_INVALID, "RoPE's factors change at %d positions: the sequence must be evaluated again",
+                       c->rope_original);
+    }
+    return PL_OK;
+}
 
 static int32_t check_run(const pl_model *model, const pl_run *run, pl_error *err) {
     const pl_session *s = run->session;
     if (s == NULL || s->model != model) return pl_fail(err, PL_INVALID, "the session belongs to another model");
     if (run->n < 1 || run->tokens == NULL) return pl_fail(err, PL_INVALID, "there are no tokens to evaluate");
-    if (run->n_logits < 0 || run->n_logits > run->n || (run->n_logits > 0 && run->logits == NULL)) {
-        return pl_fail(err, PL_INVALID, "%d logits of %lld tokens", run->n_logits, (long long)run->n);
-    }
-    if (run->n > s->context_length - s->position) {
-        return pl_fail(err, PL_CONTEXT, "%lld tokens at position %lld exceed the context of %lld", (long long)run->n,
-                       (long long)s->position, (long long)s->context_length);
-    }
     for (int64_t i = 0; i < run->n; i++) {
         if (run->tokens[i] >= 0 && run->tokens[i] < model->config.vocab_size) continue;
         return pl_fail(err, PL_INVALID, "token id %d is out of range: the vocabulary has ids 0 to %d", run->tokens[i],
                        model->config.vocab_size - 1);
     }
-    return PL_OK;
+    int32_t status = check_length(model, s, run->n, err);
+    return status == PL_OK ? check_answers(model, run, err) : status;
 }
 
 static int32_t check_runs(const pl_model *model, const pl_run *runs, int32_t n_runs, pl_error *err) {
@@ -221,11 +298,15 @@ int32_t pl_eval(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t thr
     int32_t status = check_runs(model, runs, n_runs, err);
     for (int32_t r = 0; r < n_runs && status == PL_OK; r++) {
         pl_session *s = runs[r].session;
+        pl_session_choose_rope(s, runs[r].n);
         status = pl_pages_reserve(model, &s->table, s->position, s->position + runs[r].n, err);
     }
     if (status != PL_OK) return status;
+    pl_scratch *scratch = pl_scratch_borrow(model);
+    if (scratch == NULL) return pl_fail(err, PL_MEMORY, "no memory for a forward pass");
     threads = useful_threads(model, runs, n_runs, threads);
-    status = pl_forward(model, runs, n_runs, threads, poll, context, err);
+    status = pl_forward(model, scratch, runs, n_runs, threads, poll, context, err);
+    pl_scratch_return(model, scratch);
     for (int32_t r = 0; r < n_runs && status == PL_OK; r++) runs[r].session->position += runs[r].n;
     return status;
 }

@@ -1,6 +1,6 @@
 /* Draws a token from logits. With only temperature and top_p set this is the sampler of llama2.c's run.c: the same
  * generator, the same cut, the same sums in the same order. The other options come in this order: bias, penalties,
- * temperature, top_k, min_p, top_p; each works on what the one before it left. */
+ * what is allowed at all, temperature, top_k, min_p, top_p; each works on what the one before it left. */
 #include <math.h>
 #include <string.h>
 
@@ -86,6 +86,21 @@ static void apply_penalties(float *logits, int32_t *counts, const pl_sampling *s
         int32_t id = history[i];
         if (counts[id] > 0) logits[id] = penalized(logits[id], counts[id], s);
         counts[id] = 0;
+    }
+}
+
+/* ---- what may be drawn ---------------------------------------------------------------------------------------------- */
+
+/* Keeps the values of the ids whose bits are set, and lists these. */
+static void admit(candidates *c, const uint8_t *allowed) {
+    int64_t vocab = c->n;
+    c->n = 0;
+    for (int64_t i = 0; i < vocab; i++) {
+        if (i % 8 == 0 && allowed[i / 8] == 0) {
+            i += 7;
+        } else if (allowed[i / 8] >> i % 8 & 1) {
+            c->value[c->n] = c->value[i], c->id[c->n++] = (int32_t)i;
+        }
     }
 }
 
@@ -209,7 +224,7 @@ static int32_t choose(candidates *c, const pl_sampling *s, uint64_t *rng, int32_
 
 int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
                   const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
-                  float *work, int32_t *token, pl_error *err) {
+                  const uint8_t *allowed, float *work, int32_t *token, pl_error *err) {
     if (vocab < 1 || vocab > INT32_MAX)
         return pl_fail(err, PL_INVALID, "%lld logits: at least one is needed", (long long)vocab);
     int32_t status = check_options(sampling, rng, err);
@@ -221,6 +236,11 @@ int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logit
     memcpy(c.value, logits, (size_t)vocab * sizeof *logits);
     add_bias(c.value, bias_ids, bias, n_bias);
     apply_penalties(c.value, c.id, sampling, history, n_history);
-    for (int64_t i = 0; i < vocab; i++) c.id[i] = (int32_t)i;
+    if (allowed == NULL) {
+        for (int64_t i = 0; i < vocab; i++) c.id[i] = (int32_t)i;
+    } else {
+        admit(&c, allowed);
+    }
+    if (c.n == 0) return pl_fail(err, PL_INVALID, "no token can be drawn: none is allowed");
     return choose(&c, sampling, rng, token, err);
 }

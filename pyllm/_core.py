@@ -39,6 +39,8 @@ EXCEPTIONS: dict[int, type[Exception]] = {
 
 #: The most positions a session may hold.
 LONGEST_CONTEXT: int = lib.PL_LONGEST_CONTEXT
+#: Positions whose keys and values lie in one page.
+PAGE: int = lib.PL_PAGE
 
 KV_TYPES = {"f16": lib.PL_TYPE_F16, "f32": lib.PL_TYPE_F32}
 
@@ -94,6 +96,11 @@ def insist_on_threads(on: bool) -> None:
 def read_bandwidth(data: np.ndarray, threads: int, repeats: int) -> float:
     """Bytes per second at which `threads` threads read `data`: the best of `repeats` passes."""
     return float(lib.pl_read_bandwidth(ffi.from_buffer(data), data.nbytes, threads, repeats))
+
+
+def barrier_seconds(threads: int, crossings: int) -> float:
+    """Seconds of one barrier among `threads` threads, over `crossings` in a row; 0 where only one was to be had."""
+    return float(lib.pl_barrier_seconds(threads, crossings))
 
 
 # ---- weight types and single kernels ---------------------------------------------------------------------------------
@@ -161,11 +168,12 @@ def matmul_once(
     return y
 
 
-def vector_once(isa: str, kernel: str, a: np.ndarray, b: np.ndarray, parameter: float) -> np.ndarray:
+def vector_once(isa: str, kernel: str, a: np.ndarray, b: np.ndarray | None, parameter: float) -> np.ndarray:
     """One vector kernel of one level; a, b float32 (n), n a multiple of 16. Softmax returns (n + 2): sum, maximum."""
     err, out = _error(), np.empty(len(a) + 2, np.float32)
-    a, b = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
-    buffers = _floats(a), _floats(b)
+    a = np.ascontiguousarray(a, np.float32)
+    b = b if b is None else np.ascontiguousarray(b, np.float32)
+    buffers = _floats(a), ffi.NULL if b is None else _floats(b)
     check(lib.pl_vector_once(isa.encode(), kernel.encode(), *buffers, len(a), parameter, _floats(out), err), err)
     return out if kernel == "softmax" else out[: len(a)]
 
@@ -206,17 +214,33 @@ def pyllm_poll(context: Any) -> int:
 # ---- models and sessions ---------------------------------------------------------------------------------------------
 
 
+#: Fields whose values have names: "gelu_tanh" for PL_ACTIVATION_GELU_TANH.
+CHOICES = {name: f"PL_{name.upper()}_" for name in ("norm", "qk_norm", "activation", "routing", "rope")}
+
+
+def _fields(struct: str, config: object) -> dict[str, int | float]:
+    """What a C struct wants of a config with the same names."""
+    found = {name: getattr(config, name) for name, _ in ffi.typeof(struct).fields if hasattr(config, name)}
+    return {
+        name: getattr(lib, CHOICES[name] + value.upper()) if isinstance(value, str) else value
+        for name, value in found.items()
+    }
+
+
 class NativeModel:
     """A `pl_model`. Frozen after `finish()`: any number of threads may use it at once."""
 
     def __init__(self, config: ModelConfig, *, planes: int, kv_type: str, threads: int) -> None:
-        fields = {name: getattr(config, name) for name, _ in ffi.typeof("pl_config").fields if hasattr(config, name)}
-        native = ffi.new("pl_config *", {**fields, "planes": planes, "kv_type": KV_TYPES[kv_type]})
+        fields = _fields("pl_config", config) | {"planes": planes, "kv_type": KV_TYPES[kv_type]}
+        native = ffi.new("pl_config *", fields)
+        of_layers = [_fields("pl_layer_config", config.layer(i)) for i in range(config.n_layers)]
+        layers = ffi.new("pl_layer_config[]", of_layers)
         err, out = _error(), ffi.new("pl_model **")
-        check(lib.pl_model_new(native, out, err), err)
+        check(lib.pl_model_new(native, layers, out, err), err)
         self._pointer = ffi.gc(out[0], lib.pl_model_release)
         self.threads = threads
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.dim = config.vocab_size, config.dim
+        self.n_kv_heads, self.head_dim = config.n_kv_heads, config.head_dim
 
     @property
     def pointer(self) -> Any:
@@ -230,11 +254,13 @@ class NativeModel:
         """Whether `close()` was called."""
         return self._pointer is None
 
-    def bind(self, slot: str, layer: int, type_id: int, rows: int, cols: int, data: Any, group: int = 0) -> None:
+    def bind(
+        self, slot: str, layer: int, type_id: int, rows: int, cols: int, data: Any, group: int = 0, expert: int = 0
+    ) -> None:
         """Pack one tensor (rows, cols) into the model; `data` may go afterwards."""
         err = _error()
         source, _buffer = _source(type_id, rows, cols, data, group)
-        check(lib.pl_model_bind(self.pointer, SLOTS[slot], layer, source, self.threads, err), err)
+        check(lib.pl_model_bind(self.pointer, SLOTS[slot], layer, expert, source, self.threads, err), err)
 
     def finish(self) -> None:
         """Freeze the model. Raises ModelFormatError naming the first tensor that is missing."""
@@ -261,32 +287,93 @@ class NativeModel:
         """Bytes of one KV page."""
         return int(lib.pl_model_kv_page_bytes(self.pointer))
 
+    def limit_kv(self, pages: int) -> None:
+        """From now on sessions may hold so many KV pages in all; more raise OutOfMemoryError."""
+        lib.pl_model_limit_kv(self.pointer, pages)
+
+    def eval(self, parts: Sequence[Part], poll: Callable[[], bool] | None = None) -> list[np.ndarray]:
+        """One forward pass for several sessions; float32 (n_logits, vocab) for each.
+
+        A result is a read-only view of its session's buffer, valid until that session's next pass. `poll` is asked
+        between layers, at most every 20 ms; where it says True, Interrupted is raised. Whatever is raised, no session
+        has moved.
+        """
+        err, runs = _error(), ffi.new("pl_run[]", len(parts))
+        held = [part.session.fill(run, part) for run, part in zip(runs, parts, strict=True)]
+        asked = _Poll(poll) if poll else None
+        handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
+        status = lib.pl_eval(self.pointer, runs, len(parts), self.threads, callback, handle, err)
+        if asked and asked.raised is not None:
+            raise asked.raised
+        check(status, err)
+        return [rows for rows, *_ in held]
+
     def new_session(self, context_length: int) -> NativeSession:
         """An empty session for up to `context_length` positions."""
         err, out = _error(), ffi.new("pl_session **")
         check(lib.pl_session_new(self.pointer, context_length, out, err), err)
-        return NativeSession(self, out[0])
+        return NativeSession(self, out[0], context_length)
 
     def close(self) -> None:
         """Drop this reference; calls under way and sessions alive keep the weights until they end. Harmless twice."""
         self._pointer = None  # not ffi.release(): another thread may be on its way into C with the same pointer
 
 
+class NativeAdapter:
+    """A `pl_adapter`: low-rank additions to some of a model's matrices. Frozen once a session has it."""
+
+    def __init__(self, model: NativeModel) -> None:
+        err, out = _error(), ffi.new("pl_adapter **")
+        check(lib.pl_adapter_new(model.pointer, out, err), err)
+        self.pointer = ffi.gc(out[0], lib.pl_adapter_release)
+
+    def bind(self, slot: str, layer: int, a: np.ndarray, b: np.ndarray, expert: int = 0) -> None:
+        """Add B A to a bound matrix (rows, cols): a (rank, cols) and b (rows, rank), float32.
+
+        Rows are in the order of the model's own file. Raises ModelFormatError where the shapes do not fit.
+        """
+        err, a, b = _error(), np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
+        (rank, cols), (rows, inner) = a.shape, b.shape
+        low, _low = _source(lib.PL_TYPE_F32, rank, cols, a, 0)
+        high, _high = _source(lib.PL_TYPE_F32, rows, inner, b, 0)
+        check(lib.pl_adapter_bind(self.pointer, SLOTS[slot], layer, expert, low, high, err), err)
+
+
+def _room(rows: int, width: int) -> tuple[np.ndarray, Any]:
+    """A read-only float32 array (rows, width), and the buffer through which C fills it."""
+    array = np.empty((rows, width), np.float32)
+    buffer, view = _floats(array), array.view()
+    view.flags.writeable = False
+    return view, buffer
+
+
+class Part(NamedTuple):
+    """One session's share of a forward pass: its next tokens, and for how many of the last it wants answers.
+
+    Answers are logits, or with `states` what the head would have made logits of. `hidden` (layers, n, dim) is filled
+    with the residual stream after so many `layers`.
+    """
+
+    session: NativeSession
+    tokens: Sequence[int] | np.ndarray
+    n_logits: int
+    states: bool = False
+    layers: Sequence[int] = ()
+    hidden: np.ndarray | None = None
+
+
 class NativeSession:
     """A `pl_session`: one timeline, one thread at a time."""
 
-    def __init__(self, model: NativeModel, pointer: Any) -> None:
+    def __init__(self, model: NativeModel, pointer: Any, context_length: int) -> None:
         self._model = model
+        self.context_length = context_length
         self._pointer = ffi.gc(pointer, lib.pl_session_free)
-        self._run, self._error = ffi.new("pl_run *"), _error()  # kept: a token may take only microseconds
         self._make_room(1)
 
     def _make_room(self, rows: int) -> None:
         """A buffer for `rows` rows of logits, and the read-only view of it that callers get."""
-        logits = np.empty((rows, self._model.vocab_size), np.float32)
-        self._run_logits = _floats(logits)
-        self._rows = logits.view()
-        self._rows.flags.writeable = False
+        self._rows, self._run_logits = _room(rows, self._model.vocab_size)
 
     @property
     def pointer(self) -> Any:
@@ -296,42 +383,90 @@ class NativeSession:
         return self._pointer
 
     def eval(
-        self, tokens: Sequence[int] | np.ndarray, n_logits: int = 1, poll: Callable[[], bool] | None = None
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        n_logits: int = 1,
+        poll: Callable[[], bool] | None = None,
+        *,
+        states: bool = False,
     ) -> np.ndarray:
         """One forward pass over all `tokens`; float32 (n_logits, vocab) for the last ones.
 
-        The result is a read-only view of the session's buffer, valid until its next `eval`. `poll` is asked between
-        layers, at most every 20 ms; where it says True, Interrupted is raised and the session has not moved.
+        With `states`, float32 (n_logits, dim) instead: what the head would have made logits of. The result is a
+        read-only view of the session's buffer, valid until its next `eval`; states have an array of their own.
+        `poll` is asked between layers, at most every 20 ms; where it says True, Interrupted is raised and the session
+        has not moved.
         """
-        ids = np.ascontiguousarray(tokens, np.int32)
-        if n_logits > len(self._rows):
-            self._make_room(n_logits)
-        run, err, buffer = self._run, self._error, ffi.from_buffer("int32_t[]", ids)
-        run.session, run.tokens, run.n = self.pointer, buffer, len(ids)
-        run.n_logits, run.logits = n_logits, self._run_logits
-        asked = _Poll(poll) if poll else None
-        handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
-        status = lib.pl_eval(self._model.pointer, run, 1, self._model.threads, callback, handle, err)
-        if asked and asked.raised is not None:
-            raise asked.raised
-        check(status, err)
-        return self._rows[:n_logits]
+        return self._model.eval([Part(self, tokens, n_logits, states)], poll)[0]
+
+    def eval_hidden(
+        self, tokens: Sequence[int] | np.ndarray, layers: Sequence[int], poll: Callable[[], bool] | None = None
+    ) -> np.ndarray:
+        """One forward pass over all `tokens`; the residual stream after so many layers, float32 (layers, n, dim)."""
+        out = np.empty((len(layers), len(tokens), self._model.dim), np.float32)
+        self._model.eval([Part(self, tokens, 0, layers=layers, hidden=out)], poll)
+        return out
+
+    def fill(self, run: Any, part: Part) -> tuple[np.ndarray, list[Any]]:
+        """Describe this session's part in a pl_run: (where its answers will be, and what must live as long as it)."""
+        ids = ffi.from_buffer("int32_t[]", np.ascontiguousarray(part.tokens, np.int32))
+        run.session = pointer = self.pointer
+        run.tokens, run.n, run.n_logits = ids, len(ids), part.n_logits
+        held = [ids, pointer]
+        if part.states:
+            rows, run.states = _room(part.n_logits, self._model.dim)
+        else:
+            if part.n_logits > len(self._rows):
+                self._make_room(part.n_logits)
+            rows, run.logits = self._rows, self._run_logits
+        if part.hidden is not None:
+            held += [layers := ffi.new("int32_t[]", part.layers), out := _floats(part.hidden)]
+            run.hidden_layers, run.n_hidden, run.hidden = layers, len(part.layers), out
+        return rows[: part.n_logits], held
+
+    def kv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of one layer's keys and values, each float32 (KV heads, position, head_dim)."""
+        err, shape = _error(), (self._model.n_kv_heads, self.position, self._model.head_dim)
+        keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        check(lib.pl_session_kv_read(self.pointer, layer, _floats(keys), _floats(values), err), err)
+        return keys, values
 
     @property
     def position(self) -> int:
         """Tokens evaluated so far."""
         return int(lib.pl_session_position(self.pointer))
 
+    def expect(self, length: int) -> None:
+        """Say how long the sequence will be. The session is empty afterwards where that changes RoPE's factors."""
+        lib.pl_session_expect(self.pointer, length)
+
+    def adapt(self, adapters: Sequence[tuple[NativeAdapter, float]]) -> None:
+        """Evaluate with these adapters and their scales from now on. For an empty session; forks take them over."""
+        err = _error()
+        pointers = ffi.new("pl_adapter *[]", [adapter.pointer for adapter, _ in adapters])
+        scales = ffi.new("float[]", [scale for _, scale in adapters])
+        check(lib.pl_session_adapt(self.pointer, pointers, scales, len(adapters), err), err)
+
     def truncate(self, position: int) -> None:
         """Go back to `position`, giving pages behind it back."""
         err = _error()
         check(lib.pl_session_truncate(self.pointer, position, err), err)
 
-    def fork(self) -> NativeSession:
-        """A second session that shares this one's pages until either writes."""
+    def fork(self, position: int | None = None, context_length: int | None = None) -> NativeSession:
+        """A second session over the first `position` positions, that shares this one's pages until either writes.
+
+        None: all of them; a context as long as this one's.
+        """
         err, out = _error(), ffi.new("pl_session **")
-        check(lib.pl_session_fork(self.pointer, out, err), err)
-        return NativeSession(self._model, out[0])
+        position = self.position if position is None else position
+        context_length = self.context_length if context_length is None else context_length
+        check(lib.pl_session_fork(self.pointer, position, context_length, out, err), err)
+        return NativeSession(self._model, out[0], context_length)
+
+    def unite(self, other: NativeSession, position: int) -> None:
+        """Hold the pages of the first `position` tokens, the same in both, once: `other`'s take the place of mine."""
+        err = _error()
+        check(lib.pl_session_unite(self.pointer, other.pointer, position, err), err)
 
     def state(self) -> bytes:
         """Keys and values of all positions, as bytes."""
@@ -345,10 +480,8 @@ class NativeSession:
         check(lib.pl_session_state_write(self.pointer, buffer, len(buffer), position, err), err)
 
     def close(self) -> None:
-        """Free the session. Harmless twice."""
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            ffi.release(pointer)
+        """Free the session, once the forward pass it may be in has ended. Harmless twice."""
+        self._pointer = None
 
 
 # ---- sampling and merging --------------------------------------------------------------------------------------------
@@ -379,8 +512,15 @@ class NativeSampler:
         self._token, self._state, self._error = ffi.new("int32_t *"), ffi.new("uint64_t *"), _error()
         self._work = ffi.new("float[]", 0)
 
-    def draw(self, logits: np.ndarray, history: Sequence[int], rng_state: int) -> tuple[int, int]:
-        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time."""
+    def draw(
+        self, logits: np.ndarray, history: Sequence[int], rng_state: int, allowed: bytes | None = None
+    ) -> tuple[int, int]:
+        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time.
+
+        `allowed`: a bit for each id, from the lowest of the first byte on.
+        """
+        if allowed is not None and 8 * len(allowed) < len(logits):
+            raise ValueError(f"{8 * len(allowed)} bits do not say which of {len(logits)} tokens are allowed")
         logits, past = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(history, np.int32)
         if len(self._work) < 2 * len(logits):
             self._work = ffi.new("float[]", 2 * len(logits))
@@ -393,6 +533,7 @@ class NativeSampler:
             ffi.from_buffer("int32_t[]", past),
             len(past),
             *self._biases,
+            ffi.NULL if allowed is None else ffi.from_buffer("uint8_t[]", allowed),
             self._work,
             self._token,
             self._error,

@@ -3,27 +3,39 @@
 The protocol is that of llama-bench: random token ids; prefill is one prompt evaluated into an empty context; decode is
 single tokens from an empty context on, without sampling; a warm-up of each first; medians. The ceiling is the rate at
 which the same number of threads reads a buffer as large as the weights, probed before and after: two probes that
-differ, or a share above 1, say that the machine was not quiet.
+differ, or a share above 1, say that the machine was not quiet. `compare` puts other engines beside it.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyllm import _core
+from pyllm import _core, comparing
+from pyllm.comparing import random_ids
+from pyllm.model import load
+from pyllm.peers import Setup, open_engine, position_bytes
+from pyllm.probes import PASSES, buffer_of
+from pyllm.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pyllm.model import Model, Session
 
-PROBE_LIMIT = 1 << 30  # bytes; a larger buffer is no longer in any cache, and tells nothing more
-PROBE_REPEATS = 5
-KV_BYTES = {"f16": 2, "f32": 4}
+#: What engines read to be compared in what they say.
+PROSE = """\
+The harbour lay quiet in the early morning, and only the gulls were awake. A fishing boat came round the breakwater with
+its engine turned low; two men stood in the bow and said nothing. They had been out since midnight, and the catch was
+small. On the quay an old woman was mending a net, as she had done every day for forty years, and she looked up when the
+rope was thrown. "Well?" she asked. "Nothing to speak of," said the elder of the two, "but the wind is turning." She
+nodded, because the wind always turned in the first week of October, and went on with her work. Later the sun would come
+over the hills, the shutters would open one after the other, and the smell of bread would drift down from the square.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,18 +80,18 @@ class Result:
     share_of_ceiling: float  # decode over the better probe
 
 
-def run(load: Callable[[], Model], plan: Plan) -> Result:
-    """Load a model by calling `load`, and measure it. Takes (repeats + 1) times a prefill and a decode."""
+def run(open_model: Callable[[], Model], plan: Plan) -> Result:
+    """Load a model by calling `open_model`, and measure it. Takes (repeats + 1) times a prefill and a decode."""
     start = time.perf_counter()
-    with load() as model:
+    with open_model() as model:
         load_seconds = time.perf_counter() - start
-        probe = np.ones(min(model.nbytes, PROBE_LIMIT), dtype=np.uint8)
+        probe = buffer_of(model.nbytes)
         before = _ceiling(probe, model.threads)
         prefill, decode = _prefill(model, plan), _decode(model, plan)
         after = _ceiling(probe, model.threads)
-        first = model.generate(_random_ids(model, plan.prompt), max_tokens=1)
+        first = model.generate(random_ids(plan.prompt), max_tokens=1)
         first.text  # noqa: B018  a generation runs when it is read
-        bytes_per_token = model.token_bytes + _kv_bytes(model, plan.generate)
+        bytes_per_token = model.token_bytes + position_bytes(model) * (plan.generate + 1) // 2
         rate = decode.median * bytes_per_token / 1e9
         return Result(
             model=str(model.path),
@@ -114,16 +126,87 @@ def report(result: Result) -> str:
     return "\n".join(f"{name:<12}  {value}" for name, value in rows)
 
 
+def compare(
+    model: Path, ours: str, peers: Sequence[str], threads: int, plan: Plan, progress: Progress = silent
+) -> dict[str, Any]:
+    """Prefill and decode of `ours` ("pyllm:high") beside other engines, in turn, as `pyllm.comparing` says; that module
+    tells what the "results" mean. Takes about 2 (repeats + 1) times a prefill, a decode and two looks per engine.
+
+    Raises `ChildProcessError` where an engine cannot be had or cannot read the model.
+    """
+    setup = Setup(model, threads, max(plan.prompt, plan.generate))
+    trials = [comparing.prefill(plan.prompt), comparing.decode(plan.generate)]
+    buffer, samples = buffer_of(model.stat().st_size), []
+    with comparing.workers(open_engine, [ours, *peers], setup) as opened:
+        for i, trial in enumerate(trials):
+            for worker in opened:
+                worker.run(trial)
+
+            def report(done: int, total: int, i: int = i) -> None:
+                progress(i * total + done, len(trials) * total)
+
+            samples += comparing.measure(opened, trial, plan.repeats, buffer, report=report)
+        facts = {worker.name: worker.facts for worker in opened}
+    return {
+        "model": str(model),
+        "threads": threads,
+        "engines": {name: fact["version"] for name, fact in facts.items()},
+        "peers": list(peers),
+        "results": comparing.summaries(samples, trials, peers, facts),
+        "agreement": _agreement(model, ours, peers, threads),
+    }
+
+
+def _agreement(model: Path, ours: str, peers: Sequence[str], threads: int) -> dict[str, float]:
+    """The share of a text's positions at which each peer holds the same token for the likeliest as pyllm in precision
+    "high", which is the model's own choice at 99.9 % of them. Empty where the model has no tokenizer.
+    """
+    with load(model, threads=threads) as opened:
+        if opened.tokenizer is None:
+            return {}
+        ids = opened.tokenizer.encode(PROSE)[: opened.context_length]
+        chosen = opened.logits(ids).argmax(-1)
+    setup = Setup(model, threads, len(ids), every_logit=True)
+    with comparing.workers(open_engine, [name for name in (ours, *peers) if name != "pyllm:high"], setup) as workers:
+        return {worker.name: float((worker.logits(ids).argmax(-1) == chosen).mean()) for worker in workers}
+
+
+def report_comparison(found: dict[str, Any]) -> str:
+    """What `compare` found, for people."""
+    lines = [f"{found['model']}, {found['threads']} thread(s), tokens/s", ""]
+    lines += [_comparison_row("test", "engine", ("median", "lowest", "highest"), [f"× {p}" for p in found["peers"]])]
+    for row in found["results"]:
+        numbers = [f"{row[key]:,.1f}" for key in ("median", "low", "high")]
+        lines.append(_comparison_row(row["test"], row["engine"], numbers, map(_times, row["ratios"].values())))
+    lines += [
+        f"{name} chooses as pyllm:high at {share:.1%} of a text's positions"
+        for name, share in found["agreement"].items()
+    ]
+    lines += ["", *(f"{name}: {version}" for name, version in found["engines"].items())]
+    if any(row["condition"] == "busy" for row in found["results"]):
+        lines += ["", "Others used this machine meanwhile, or it tells nothing of them: believe no figure above."]
+    return "\n".join(lines)
+
+
+def _comparison_row(test: str, engine: str, numbers: Iterable[str], ratios: Iterable[str]) -> str:
+    cells = [f"{test:<13}", f"{engine:<14}", *(f"{number:>10}" for number in numbers), "", *ratios]
+    return " ".join(cells).rstrip()
+
+
+def _times(ratio: dict[str, Any]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
 def _spread(rate: Rate) -> str:
     return f"{rate.median:,.1f} tokens/s, median of {len(rate.runs)} ({min(rate.runs):,.1f} to {max(rate.runs):,.1f})"
 
 
 def _ceiling(probe: np.ndarray, threads: int) -> float:
-    return _core.read_bandwidth(probe, threads, PROBE_REPEATS) / 1e9
+    return _core.read_bandwidth(probe, threads, PASSES) / 1e9
 
 
 def _prefill(model: Model, plan: Plan) -> Rate:
-    ids = _random_ids(model, plan.prompt)
+    ids = random_ids(plan.prompt)
 
     def once(session: Session) -> None:
         session.eval(ids)
@@ -132,7 +215,7 @@ def _prefill(model: Model, plan: Plan) -> Rate:
 
 
 def _decode(model: Model, plan: Plan) -> Rate:
-    ids = _random_ids(model, plan.generate)
+    ids = random_ids(plan.generate)
 
     def once(session: Session) -> None:
         for token in ids:
@@ -152,15 +235,3 @@ def _measure(model: Model, tokens: int, repeats: int, once: Callable[[Session], 
         runs.append(tokens / (time.perf_counter() - start))
     session.close()
     return Rate(tokens, statistics.median(runs[1:]), tuple(runs[1:]))
-
-
-def _random_ids(model: Model, n: int) -> list[int]:
-    ids: list[int] = np.random.default_rng(0).integers(0, model.config.vocab_size, n).tolist()
-    return ids
-
-
-def _kv_bytes(model: Model, generate: int) -> int:
-    """KV bytes that one decoded token reads on average, over a decode of `generate` tokens from an empty context."""
-    config = model.config
-    per_position = 2 * config.n_layers * config.n_kv_heads * config.head_dim * KV_BYTES[model.kv_dtype]
-    return per_position * (generate + 1) // 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from pyllm.errors import PyllmError
 
 # Models, numpy and the extension are imported by the command that needs them: --help must answer at once.
 if TYPE_CHECKING:
+    from pyllm.bench import Plan
     from pyllm.generation import Generation
     from pyllm.model import Model
     from pyllm.sampling import Sampler
@@ -42,6 +44,10 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `argv` defaults to the arguments of the process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="pyllm: %(message)s")  # the library's warnings, on stderr
+    if sys.stdout is None:  # started with a closed standard output
+        print("pyllm: there is no standard output to write to", file=sys.stderr)
+        return 1
     try:
         _never_fail_to_print()
         command, options = _parse(arguments)
@@ -180,7 +186,7 @@ def _stream(generation: Generation, *, stats: bool = False) -> str:
         print(chunk.text, end="", flush=True)
     print(flush=True)
     if stats:
-        print(_table(dataclasses.asdict(generation.stats) | {"seed": generation.seed}), file=sys.stderr)
+        print(_table(dataclasses.asdict(generation.stats) | {"seed": str(generation.seed)}), file=sys.stderr)
     return generation.text
 
 
@@ -369,6 +375,8 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, default=512, metavar="N", help="tokens of the prefill test")
     parser.add_argument("--generate", type=int, default=128, metavar="N", help="tokens of the decode test")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs of each test, after a warm-up")
+    parser.add_argument("--compare", action="store_true", help="measure another engine too, each in turn")
+    parser.add_argument("--peer", action="append", metavar="ENGINE", help="which: llama.cpp, llama.cpp:fa; repeatable")
     _model_options(parser)
     _json_option(parser)
 
@@ -379,11 +387,30 @@ def _bench(options: argparse.Namespace) -> None:
 
     source = _take(options, 1, 1, "MODEL")[0]
     plan = bench.Plan(prompt=options.prompt, generate=options.generate, repeats=options.repeats)
+    if options.compare or options.peer:
+        _compare(options, source, plan)
+        return
     result = bench.run(lambda: _open(options, source), plan)
     if options.json:
         _print_json(dataclasses.asdict(result))
     else:
         print(bench.report(result))
+
+
+def _compare(options: argparse.Namespace, source: str, plan: Plan) -> None:
+    from pyllm import bench
+    from pyllm.machine import available_threads
+    from pyllm.model import find
+    from pyllm.progress import bar
+
+    ours, peers = f"pyllm:{options.precision}", options.peer or ["llama.cpp"]
+    threads = available_threads() if options.threads is None else options.threads
+    with bar("comparing", " samples") as progress:
+        found = bench.compare(find(source, progress=True), ours, peers, threads, plan, progress)
+    if options.json:
+        _print_json(found)
+    else:
+        print(bench.report_comparison(found))
 
 
 def _pull_options(parser: argparse.ArgumentParser) -> None:

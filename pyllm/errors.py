@@ -37,3 +37,11 @@ class ClosedError(PyllmError, ValueError):
 
 class ModelUnavailableError(PyllmError, OSError):
     """A catalogue model is not on this machine and could not be fetched."""
+
+
+class GrammarError(PyllmError, ValueError):
+    """A schema, regular expression or grammar for structured output is wrong or too complex; the message says how."""
+
+
+class MissingLibraryError(PyllmError, ImportError):
+    """Something needs a library that is an extra; the message names it."""

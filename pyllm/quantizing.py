@@ -1,36 +1,45 @@
 """`quantize`: any model that can be read, as a smaller GGUF file, or as a llama2.c file.
 
 A GGUF keeps its metadata, its tokenizer and the order of its tensors, whatever its architecture: only matrices of
-weights change. Tensors go through in pieces of a few million weights, so memory stays small and Ctrl-C works.
+weights change. Other models are described and written under llama.cpp's names. Tensors go through in pieces of a few
+million weights, so memory stays small and Ctrl-C works.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pyllm import _core, architectures, formats, model
-from pyllm.architectures import llama
+import numpy as np
+
+from pyllm import _core, architectures, formats, loading, model
+from pyllm.architectures import to_gguf
+from pyllm.architectures.to_gguf import Planned
 from pyllm.config import ModelConfig
 from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats import gguf
 from pyllm.formats.checkpoint import Checkpoint, TensorSpec
-from pyllm.formats.gguf_writer import FLOAT32, INT32, UINT32, Outline, encode, encode_array, write_gguf
-from pyllm.formats.weight_types import is_runnable, type_name
+from pyllm.formats.gguf_writer import UINT32, Outline, encode, encode_value, head, write_gguf
+from pyllm.formats.weight_types import F32, MXFP4, WEIGHT_TYPES, is_runnable, type_name
 from pyllm.machine import available_threads
 from pyllm.progress import Progress, reporting
-from pyllm.recipes import RECIPES, Recipe, is_kept, layers_of, type_of
+from pyllm.recipes import COPY, RECIPES, Recipe, guessed_file_type, is_kept, traits_of, type_of
 from pyllm.tokenizers import Tokenizer
-from pyllm.tokenizers.llama2c import BOS, EOS, FIRST_MERGED, UNKNOWN, Llama2cTokenizer
+from pyllm.tokenizers.loading import load_folder
+from pyllm.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from pyllm.tokenizers.to_gguf import vocabulary_metadata
 
 PIECE = 1 << 22  # weights that are quantised between two looks at Ctrl-C
 LLAMA2C = {f"llama2c-v{version}": version for version in (0, 1, 2)}
 
 #: Every `type` that `quantize` knows.
-TYPES = (*RECIPES, *LLAMA2C)
+TYPES = (*RECIPES, COPY, *LLAMA2C)
+
+GivenTokenizer = str | os.PathLike[str] | Tokenizer | None
 
 
 @dataclass(frozen=True)
@@ -54,19 +63,22 @@ def quantize(
 ) -> Quantized:
     """Write a model with other weight types.
 
-    `source`: a model file or a catalogue name, as for `load`. `target`: the file to write; it appears whole, or not at
-    all. `type`: one type for all matrices ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "q3_k", "q4_k", "q5_k",
-    "q6_k", "f16", "bf16", "f32"), a mix ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m"), or a llama2.c file ("llama2c-v0",
-    "-v1", "-v2"). The head is better than the rest; where rows are no whole blocks the next type that fits is taken.
-    `threads`: None means as many as this process may use; the file does not depend on it. `tokenizer`: for a source
-    that holds none. `progress`: a callable (done, total) in bytes, or True for a bar on a terminal.
+    `source`: a model file, a Hugging Face folder or a catalogue name, as for `load`. `target`: the file to write; it
+    appears whole, or not at all. `type`: one type for all matrices ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q3_k",
+    "q4_k", "q5_k", "q6_k", "f16", "bf16", "f32"), one of llama.cpp's mixes ("q2_k", "q2_k_s", "q3_k_s", "q3_k_m",
+    "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "iq4_nl"), "copy" (each tensor as it is, also of a model in
+    several files or in a folder), or a llama2.c file ("llama2c-v0", "-v1", "-v2"). The head is better than the rest;
+    where rows are no whole blocks the next type that fits is taken. `threads`: None means as many as this process may
+    use; the file does not depend on it. `tokenizer`: for a source that holds none. `progress`: a callable (done, total)
+    in bytes, or True for a bar on a terminal.
 
-    Raises `ModelFormatError` for a damaged file or weights that are not finite, `UnsupportedModelError` for weights or
-    a model that cannot be written so, `ValueError` for an unknown type, `OSError` as writing does.
+    Raises `ModelFormatError` for a damaged file or weights that are not finite, `UnsupportedModelError` for weights, a
+    model or a vocabulary that cannot be written so, `ValueError` for an unknown type, `OSError` as writing does.
     """
     if type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}, not {type!r}")
     path = model.find(source, progress)
+    _refuse_target(Path(target), path)
     if type in LLAMA2C:
         with model.load(path, threads=threads, progress=progress) as loaded:
             loaded.export(target, version=LLAMA2C[type])
@@ -74,11 +86,22 @@ def quantize(
     threads = available_threads() if threads is None else threads
     checkpoint = formats.open_checkpoint(path)
     try:
-        metadata, tensors = _contents(checkpoint, tokenizer)
-        _write(Path(target), checkpoint, metadata, tensors, RECIPES[type], threads, progress)
+        metadata, materials = _contents(checkpoint, tokenizer)
+        _write(Path(target), checkpoint, metadata, materials, RECIPES.get(type), threads, progress)
     finally:
         checkpoint.close()
     return _summary(Path(target), path)
+
+
+def _refuse_target(target: Path, source: Path) -> None:
+    """A name under which the file could not be read, or that would take a file from a folder."""
+    if len(formats.files_of(target)) > 1:
+        raise ValueError(f"{target.name!r} is the name of one part of several, but the model is written into one file")
+    if not source.is_dir():
+        return
+    for part in formats.files_of(source):
+        if target.exists() and part.exists() and target.samefile(part):
+            raise ValueError(f"{target} is one of the files of {source}: it cannot be replaced alone")
 
 
 def _summary(target: Path, source: Path) -> Quantized:
@@ -95,77 +118,119 @@ def _summary(target: Path, source: Path) -> Quantized:
 # ---- what the file will hold -----------------------------------------------------------------------------------------
 
 
-def _contents(
-    checkpoint: Checkpoint, tokenizer: str | os.PathLike[str] | Tokenizer | None
-) -> tuple[dict[str, bytes], dict[str, TensorSpec]]:
-    """Encoded metadata, and tensors by the names they will have."""
-    if checkpoint.format == "gguf":
-        if tokenizer is not None:
-            raise ValueError(f"{checkpoint.path} holds a tokenizer of its own: there is no place for another")
-        raw = gguf.raw_metadata(checkpoint.path, checkpoint.buffer)
-        return {key: value for key, value in raw.items() if not key.startswith("split.")}, dict(checkpoint.tensors)
-    if checkpoint.format == "llama2c":
-        return _from_llama2c(checkpoint, tokenizer)
-    raise UnsupportedModelError(f"{checkpoint.path}: a {checkpoint.format} model cannot be written as GGUF yet")
+class Rows(NamedTuple):
+    """Rows of a tensor as they are stored: shape (rows, cols); `group` as in `TensorSpec`."""
+
+    type_id: int
+    rows: int
+    cols: int
+    data: Any
+    group: int = 0
 
 
-def _from_llama2c(
-    checkpoint: Checkpoint, tokenizer: str | os.PathLike[str] | Tokenizer | None
-) -> tuple[dict[str, bytes], dict[str, TensorSpec]]:
-    """A llama2.c model is a Llama under other names."""
-    config = architectures.describe(checkpoint)
-    metadata = _llama_metadata(config, checkpoint.path.stem)
+@dataclass(frozen=True)
+class Material:
+    """A tensor that the file will hold: `rows` gives all its rows, share by share, and lets them go again.
+
+    `type_id`: its type if it is kept. `nbytes`: its share of all that is to be done.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    nbytes: int
+    rows: Callable[[], Iterator[Rows]]
+
+
+Contents = tuple[dict[str, bytes], list[Material]]
+
+
+def _contents(checkpoint: Checkpoint, tokenizer: GivenTokenizer) -> Contents:
+    """Encoded metadata, and tensors."""
+    if checkpoint.format != "gguf":
+        return _described(checkpoint, tokenizer)
     if tokenizer is not None:
-        opened = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
-        metadata |= _vocabulary(opened, config)
-    bindings = architectures.bindings(checkpoint, config)
-    tensors = {}
-    for b in bindings:
-        shape = (b.cols,) if b.rows == 1 else (b.rows, b.cols)
-        tensors[llama.NAMES[b.slot].format(layer=b.layer)] = replace(b.tensor, shape=shape)
-    return metadata, tensors
+        raise ValueError(f"{checkpoint.path} holds a tokenizer of its own: there is no place for another")
+    raw = gguf.raw_metadata(checkpoint.path, checkpoint.buffer)
+    metadata = {key: value for key, value in raw.items() if not key.startswith("split.")}
+    return metadata, [_as_it_lies(checkpoint, spec) for spec in checkpoint.tensors.values()]
 
 
-def _llama_metadata(config: ModelConfig, name: str) -> dict[str, bytes]:
-    counts = {
-        "context_length": config.context_length,
-        "embedding_length": config.dim,
-        "feed_forward_length": config.hidden_dim,
-        "block_count": config.n_layers,
-        "attention.head_count": config.n_heads,
-        "attention.head_count_kv": config.n_kv_heads,
-        "rope.dimension_count": config.rope_dims,
-        "vocab_size": config.vocab_size,
-    }
-    numbers = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_base}
-    metadata = {"general.architecture": encode(gguf.STRING, "llama"), "general.name": encode(gguf.STRING, name)}
-    metadata |= {f"llama.{key}": encode(UINT32, value) for key, value in counts.items()}
-    return metadata | {f"llama.{key}": encode(FLOAT32, value) for key, value in numbers.items()}
+def _as_it_lies(checkpoint: Checkpoint, spec: TensorSpec) -> Material:
+    """A tensor of a GGUF file, which need not be of a model that pyllm runs."""
+
+    def rows() -> Iterator[Rows]:
+        yield Rows(spec.type_id, math.prod(spec.shape[:-1]), spec.shape[-1], checkpoint.view(spec))
+        loading.forget(checkpoint, spec)
+
+    return Material(spec.name, spec.shape, spec.type_id, spec.nbytes, rows)
 
 
-def _vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, bytes]:
-    """llama2.c's pieces as GGUF has them: spaces as U+2581, and a type for each."""
-    if not isinstance(tokenizer, Llama2cTokenizer) or tokenizer.vocab_size != config.vocab_size:
-        raise UnsupportedModelError(
-            f"only a tokenizer.bin of {config.vocab_size} pieces can be written into this file, not {tokenizer!r}"
-        )
-    pieces, scores = tokenizer.pieces, tokenizer.scores
-    names = [piece.replace(b" ", "\u2581".encode()) for piece in pieces]
-    names[:3] = [b"<unk>", b"<s>", b"</s>"]
-    normal, unknown, control, byte = 1, 2, 3, 6
-    types = [normal] * len(pieces)
-    types[UNKNOWN], types[BOS], types[EOS] = unknown, control, control
-    types[EOS + 1 : FIRST_MERGED] = [byte] * 256
-    return {
-        "tokenizer.ggml.model": encode(gguf.STRING, "llama"),
-        "tokenizer.ggml.tokens": encode_array(gguf.STRING, names),
-        "tokenizer.ggml.scores": encode_array(FLOAT32, scores),
-        "tokenizer.ggml.token_type": encode_array(INT32, types),
-        "tokenizer.ggml.bos_token_id": encode(UINT32, BOS),
-        "tokenizer.ggml.eos_token_id": encode(UINT32, BOS),  # where run.c ends a text
-        "tokenizer.ggml.unknown_token_id": encode(UINT32, UNKNOWN),
-        "tokenizer.ggml.add_bos_token": encode(gguf.BOOL, True),
-    }
+def _described(checkpoint: Checkpoint, tokenizer: GivenTokenizer) -> Contents:
+    """A model of another format under GGUF's names."""
+    config = architectures.describe(checkpoint)
+    plan = to_gguf.plan(checkpoint, config, architectures.bindings(checkpoint, config))
+    metadata = {"general.name": checkpoint.path.stem, **plan.metadata}
+    vocabulary = _tokenizer(checkpoint, config, tokenizer)
+    if vocabulary is None:
+        metadata["tokenizer.ggml.model"] = "no_vocab"
+    else:
+        source = str(checkpoint.path)
+
+        def read_back(fields: Mapping[str, Any]) -> Tokenizer | None:
+            raw = head({key: encode_value(value) for key, value in fields.items()}, [])
+            return Tokenizer.from_checkpoint(gguf.parse(checkpoint.path, memoryview(raw)))
+
+        metadata |= vocabulary_metadata(vocabulary, config.vocab_size, source, read_back)
+    encoded = {key: encode_value(value) for key, value in metadata.items()}
+    return encoded, [_assembled(checkpoint, config, planned) for planned in plan.tensors]
+
+
+def _tokenizer(checkpoint: Checkpoint, config: ModelConfig, given: GivenTokenizer) -> Tokenizer | None:
+    """The one that is given, or the folder's own."""
+    if given is None:
+        return _own_tokenizer(checkpoint.path) if checkpoint.path.is_dir() else None
+    tokenizer = given if isinstance(given, Tokenizer) else Tokenizer.load(given)
+    if checkpoint.format == "llama2c" and tokenizer.vocab_size != config.vocab_size:
+        expected = f"a tokenizer of {config.vocab_size} pieces"
+        raise UnsupportedModelError(f"{checkpoint.path} needs {expected}, not {tokenizer!r}")
+    return tokenizer
+
+
+def _own_tokenizer(folder: Path) -> Tokenizer | None:
+    """SentencePiece's own file before others: what GGUF says of such vocabularies is what that file means."""
+    if (folder / "tokenizer.model").is_file():
+        found = Tokenizer.load(folder / "tokenizer.model")
+        if isinstance(found, SentencePieceTokenizer):
+            return found
+    return load_folder(folder)
+
+
+def _assembled(checkpoint: Checkpoint, config: ModelConfig, planned: Planned) -> Material:
+    """A tensor that is made of slots; vectors, and matrices that no recipe changes, are kept in fp32."""
+    exact = not planned.is_matrix or is_kept(planned.name, planned.shape)
+
+    def rows() -> Iterator[Rows]:
+        for part in planned.parts:
+            if exact:
+                share = Rows(F32, part.rows, part.cols, loading.dequantized(checkpoint, part).view(np.uint8))
+            else:
+                type_id, data = loading.stored(checkpoint, part)
+                share = Rows(type_id, part.rows, part.cols, data, part.tensor.group)
+            yield _turned(config, share) if planned.turned else share
+        for spec in {part.tensor for part in planned.parts}:
+            loading.forget(checkpoint, spec)
+
+    first, nbytes = planned.parts[0], sum(part.rows * part.cols for part in planned.parts)
+    kept = F32 if exact else MXFP4 if first.scales else first.tensor.type_id
+    return Material(planned.name, planned.shape, kept, nbytes, rows)
+
+
+def _turned(config: ModelConfig, share: Rows) -> Rows:
+    """Rows of queries or keys, or their biases, in the order of the file."""
+    n = max(share.rows, share.cols) if share.rows == 1 else share.rows
+    by_row = np.frombuffer(share.data, np.uint8).reshape(n, -1)
+    return share._replace(data=np.ascontiguousarray(by_row[to_gguf.row_order(config, n)]))
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -175,65 +240,66 @@ def _write(
     target: Path,
     checkpoint: Checkpoint,
     metadata: dict[str, bytes],
-    tensors: dict[str, TensorSpec],
-    recipe: Recipe,
+    materials: list[Material],
+    recipe: Recipe | None,
     threads: int,
     progress: Progress | bool | None,
 ) -> None:
-    outlines = _outlines(checkpoint, tensors, recipe)
+    by_name = {material.name: material for material in materials}
+    outlines = _outlines(checkpoint, by_name, recipe)
     metadata = {key: value for key, value in metadata.items() if key != "general.alignment"}
-    metadata |= {"general.file_type": encode(UINT32, recipe.file_type)}
+    if recipe is not None:
+        metadata |= {"general.file_type": encode(UINT32, recipe.file_type)}
+    elif "general.file_type" not in metadata:
+        metadata |= {"general.file_type": encode(UINT32, guessed_file_type(o.type_id for o in outlines))}
     metadata |= {"general.quantization_version": encode(UINT32, 2)}
-    done, total = 0, sum(spec.nbytes for spec in tensors.values())
+    done, total = 0, sum(material.nbytes for material in materials)
     with reporting(progress, f"quantising {checkpoint.path.name}") as report:
 
         def pieces(outline: Outline) -> Iterator[Any]:
             nonlocal done
-            spec = tensors[outline.name]
-            for share, piece in _pieces(checkpoint, spec, outline.type_id, threads):
+            material, written = by_name[outline.name], 0
+            for piece in _pieces(checkpoint, material, outline.type_id, threads):
                 yield piece
-                report(done + int(share * spec.nbytes), total)
-            model.forget(checkpoint, spec)
-            done += spec.nbytes
+                written += len(memoryview(piece).cast("B"))
+                report(done + material.nbytes * written // outline.nbytes, total)
+            done += material.nbytes
 
         write_gguf(target, metadata, outlines, pieces)
 
 
-def _outlines(checkpoint: Checkpoint, tensors: dict[str, TensorSpec], recipe: Recipe) -> list[Outline]:
+def _outlines(checkpoint: Checkpoint, materials: Mapping[str, Material], recipe: Recipe | None) -> list[Outline]:
     """Every tensor with the type it will have: what is no matrix of weights keeps its own, known to pyllm or not."""
-    n_layers, tied = layers_of(tensors), "output.weight" not in tensors
+    traits = traits_of({name: material.shape for name, material in materials.items()})
     outlines = []
-    for name, spec in tensors.items():
-        type_id = spec.type_id
-        if not is_kept(name, spec.shape):
+    for name, material in materials.items():
+        type_id = material.type_id
+        if recipe is not None and not is_kept(name, material.shape):
             if not is_runnable(type_id):
                 raise UnsupportedModelError(
                     f"{checkpoint.path}: tensor {name!r} has weight type {type_name(type_id)}, which cannot be read"
                 )
-            type_id = type_of(recipe, name, spec.shape, n_layers, tied)
-        outlines.append(Outline(name, type_id, spec.shape))
+            type_id = type_of(recipe, name, material.shape, traits)
+        if type_id not in WEIGHT_TYPES:
+            raise UnsupportedModelError(
+                f"{checkpoint.path}: tensor {name!r} has weight type {type_name(type_id)}, which GGUF does not have"
+            )
+        outlines.append(Outline(name, type_id, material.shape))
     return outlines
 
 
-def _pieces(checkpoint: Checkpoint, spec: TensorSpec, type_id: int, threads: int) -> Iterator[tuple[float, Any]]:
-    """(share of the tensor that is done, the next bytes) of a tensor as another type."""
-    data = checkpoint.view(spec)
-    if type_id == spec.type_id:
-        for start in range(0, len(data), PIECE):
-            end = min(start + PIECE, len(data))
-            yield end / len(data), data[start:end]
-        return
-    cols = spec.shape[-1]
-    rows = 1
-    for n in spec.shape[:-1]:
-        rows *= n
-    step = max(1, PIECE // cols)
-    for first in range(0, rows, step):
-        n = min(step, rows - first)
-        try:
-            piece = _core.quantize(
-                type_id, spec.type_id, rows, cols, data, spec.group, first=first, n=n, threads=threads
-            )
-        except ModelFormatError as error:
-            raise ModelFormatError(f"{checkpoint.path}: tensor {spec.name!r}: {error}") from None
-        yield (first + n) / rows, piece
+def _pieces(checkpoint: Checkpoint, material: Material, type_id: int, threads: int) -> Iterator[Any]:
+    """The bytes of a tensor as another type."""
+    for share in material.rows():
+        if type_id == share.type_id:
+            data = memoryview(share.data).cast("B")
+            for start in range(0, len(data), PIECE):
+                yield data[start : start + PIECE]
+            continue
+        step = max(1, PIECE // share.cols)
+        for first in range(0, share.rows, step):
+            n = min(step, share.rows - first)
+            try:
+                yield _core.quantize(type_id, *share, first=first, n=n, threads=threads)
+            except ModelFormatError as error:
+                raise ModelFormatError(f"{checkpoint.path}: tensor {material.name!r}: {error}") from None

@@ -7,6 +7,7 @@ values and the way out of the feed-forward block. The mixes are llama.cpp's, so 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +29,9 @@ from pyllm.formats.weight_types import (
     Q8_0,
     fitting_type,
 )
+
+#: The name of no recipe: every tensor keeps its type.
+COPY = "copy"
 
 # The type of a kind of tensor in layer i of n; None leaves it to the recipe's base.
 Rule = Callable[[int, int], int | None]
@@ -69,9 +73,11 @@ RECIPES = {
     "q4_1": Recipe(Q4_1, 3),
     "q5_0": Recipe(Q5_0, 8),
     "q5_1": Recipe(Q5_1, 9),
-    "iq4_nl": Recipe(IQ4_NL, 25),
+    "iq4_nl": Recipe(IQ4_NL, 25, {"attn_v": _always(Q5_K), "ffn_down": _first(Q5_K, lambda n: n // 8)}),
+    "q2_k_s": Recipe(Q2_K, 21, {"attn_v": _always(Q4_K), "ffn_down": _first(Q4_K, lambda n: n // 8)}),
     "q2_k": Recipe(Q2_K, 10, {"attn_v": _always(Q4_K), "ffn_down": _always(Q3_K), "attn_output": _always(Q3_K)}),
     "q3_k": Recipe(Q3_K, 11),
+    "q3_k_s": Recipe(Q3_K, 11),
     "q3_k_m": Recipe(
         Q3_K,
         12,
@@ -82,9 +88,16 @@ RECIPES = {
             "attn_qkv": _always(Q4_K),
         },
     ),
+    "q3_k_l": Recipe(
+        Q3_K,
+        13,
+        {"attn_v": _always(Q5_K), "ffn_down": _always(Q5_K), "attn_output": _always(Q5_K), "attn_qkv": _always(Q5_K)},
+    ),
     "q4_k": Recipe(Q4_K, 14),
+    "q4_k_s": Recipe(Q4_K, 14, {"attn_v": _first(Q5_K, lambda n: 4), "ffn_down": _first(Q5_K, lambda n: n // 8)}),
     "q4_k_m": Recipe(Q4_K, 15, {"attn_v": _often(Q6_K), "ffn_down": _often(Q6_K), "attn_qkv": _always(Q5_K)}),
     "q5_k": Recipe(Q5_K, 16),
+    "q5_k_s": Recipe(Q5_K, 16),
     "q5_k_m": Recipe(Q5_K, 17, {"attn_v": _often(Q6_K), "ffn_down": _often(Q6_K), "attn_qkv": _always(Q6_K)}),
     "q6_k": Recipe(Q6_K, 18),
 }
@@ -102,16 +115,38 @@ def is_kept(name: str, shape: tuple[int, ...]) -> bool:
     return not matrix or _KEPT.search(name) is not None
 
 
-def layers_of(names: Iterable[str]) -> int:
-    """One more than the largest layer that a tensor's name speaks of."""
-    return max((int(match[1]) + 1 for match in map(_LAYER.fullmatch, names) if match), default=0)
+@dataclass(frozen=True)
+class Traits:
+    """What recipes ask of a model. `tied`: it has no output matrix of its own."""
+
+    n_layers: int
+    tied: bool
+    n_experts: int = 0
 
 
-def type_of(recipe: Recipe, name: str, shape: tuple[int, ...], n_layers: int, tied: bool) -> int:
-    """The weight type that the matrix `name` gets. `tied`: the model has no output matrix of its own."""
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
+def traits_of(shapes: Mapping[str, tuple[int, ...]]) -> Traits:
+    """The traits of a model whose tensors have these names and shapes."""
+    n_layers = max((int(match[1]) + 1 for match in map(_LAYER.fullmatch, shapes) if match), default=0)
+    n_experts = max((shape[0] for name, shape in shapes.items() if "_exps." in name and len(shape) > 2), default=0)
+    return Traits(n_layers, "output.weight" not in shapes, n_experts)
+
+
+def type_of(recipe: Recipe, name: str, shape: tuple[int, ...], traits: Traits) -> int:
+    """The weight type that the matrix `name` gets."""
+    if name == "output.weight" or (traits.tied and name == "token_embd.weight"):
         return fitting_type(recipe.head, shape[-1])
-    match = _LAYER.fullmatch(name)
-    rule = recipe.rules.get(match[2].removesuffix("_exps")) if match else None
-    chosen = rule(int(match[1]), n_layers) if match and rule else None
+    match, chosen = _LAYER.fullmatch(name), None
+    if match:
+        kind = match[2].removesuffix("_exps")
+        if traits.n_experts == 8 and recipe.base not in FLOATS and kind in ("attn_k", "attn_v"):
+            chosen = Q8_0  # small beside eight experts, and all of them depend on it
+        elif kind in recipe.rules:
+            chosen = recipe.rules[kind](int(match[1]), traits.n_layers)
     return fitting_type(recipe.base if chosen is None else chosen, shape[-1])
+
+
+def guessed_file_type(type_ids: Iterable[int]) -> int:
+    """GGUF's name of a whole whose tensors have these types: the most frequent type decides."""
+    by_base = {recipe.base: recipe.file_type for recipe in reversed(RECIPES.values())}
+    counts = Counter(type_id for type_id in type_ids if type_id in by_base and type_id != F32)
+    return by_base[counts.most_common(1)[0][0] if counts else F32]

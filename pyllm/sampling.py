@@ -117,6 +117,7 @@ class SamplerState:
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.seed = seed
+        self.greedy = sampler.temperature == 0
         self._rng = seed or STATE_OF_SEED_0
         self._looks_back = (
             sampler.repetition_penalty != 1 or sampler.presence_penalty != 0 or sampler.frequency_penalty != 0
@@ -132,9 +133,12 @@ class SamplerState:
             logit_bias=sampler.logit_bias,
         )
 
-    def draw(self, logits: npt.NDArray[np.float32], history: Sequence[int] = ()) -> int:
-        """A token id from logits (vocab,). `history`: the ids of the text so far, for the penalties."""
-        token, self._rng = self._native.draw(logits, history if self._looks_back else (), self._rng)
+    def draw(self, logits: npt.NDArray[np.float32], history: Sequence[int] = (), allowed: bytes | None = None) -> int:
+        """A token id from logits (vocab,). `history`: the ids of the text so far, for the penalties.
+
+        `allowed`: a bit for each id, from the lowest of the first byte on; others are not drawn.
+        """
+        token, self._rng = self._native.draw(logits, history if self._looks_back else (), self._rng, allowed)
         return token
 
 

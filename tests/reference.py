@@ -1,7 +1,9 @@
-"""A Llama transformer in float64 numpy, written from the formulas: what the engine's logits are compared with."""
+"""The transformer in float64 numpy, written from the formulas: what the engine's logits are compared with."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,8 @@ class Matrix(NamedTuple):
         return y
 
 
-Weights = dict[tuple[str, int], Matrix]
+#: By slot and layer, and by slot, layer and expert where there is one for each.
+Weights = dict[tuple[Any, ...], Matrix]
 
 
 def round_activations(x: Array, steps: float) -> Array:
@@ -58,62 +61,236 @@ def read_weights(path: Path) -> tuple[ModelConfig, Weights]:
         checkpoint.close()
 
 
-def rms_norm(x: Array, weight: Matrix, eps: float) -> Array:
-    y: Array = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * weight.values[0]
-    return y
+class Block:
+    """One layer's weights, or (layer 0) those of the whole model, and how its vectors are normalised."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int = 0, planes: int | None = None) -> None:
+        self.config, self.weights, self.layer, self.planes = config, weights, layer, planes
+
+    def vector(self, slot: str, expert: int | None = None) -> Array | None:
+        """A vector (n,), or None where the model has none."""
+        found = self.weights.get((slot, self.layer) if expert is None else (slot, self.layer, expert))
+        return None if found is None else found.values[0]
+
+    def linear(self, slot: str, bias: str, x: Array, expert: int | None = None) -> Array:
+        """W x + b."""
+        y = self.weights[(slot, self.layer) if expert is None else (slot, self.layer, expert)].apply(x, self.planes)
+        b = self.vector(bias, expert)
+        return y if b is None else y + b
+
+    def norm(self, slot: str, x: Array) -> Array:
+        """The norm of a slot, or x where there is none."""
+        weight, bias = self.vector(slot), self.vector(f"{slot}_bias")
+        if weight is None:
+            return x
+        return self.normalise(x, weight) + (0.0 if bias is None else bias)
+
+    def normalise(self, x: Array, weight: Array) -> Array:
+        """RMS or layer norm of the last axis."""
+        if self.config.norm == "layer":
+            x = x - x.mean(axis=-1, keepdims=True)
+        y: Array = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + self.config.norm_eps) * weight
+        return y
+
+    def heads(self, slot: str, bias: str, norm: str, x: Array) -> Array:
+        """Queries or keys (n, heads, head_dim), normalised as the config says."""
+        y, weight, n = self.linear(slot, bias, x), self.vector(norm), len(x)
+        split = (n, -1, self.config.head_dim)
+        if weight is None:
+            return y.reshape(split)
+        if self.config.qk_norm == "wide":
+            return self.normalise(y, weight).reshape(split)
+        each = weight if self.config.qk_norm == "head" else weight.reshape(-1, self.config.head_dim)
+        return self.normalise(y.reshape(split), each)
 
 
-def rotate(x: Array, config: ModelConfig, factors: Array) -> Array:
+def frequencies(config: ModelConfig, weights: Weights, rope: str, length: int) -> Array:
+    """Radians per position of each pair of dimensions, in a sequence of `length`."""
+    half = config.rope_dims // 2
+    if rope == "local":
+        return np.asarray(config.rope_local_base ** (-np.arange(half) / half))
+    is_long = 0 < config.rope_original < length
+    factors = weights.get(("rope_factors_long" if is_long else "rope_factors", 0))
+    theta: Array = config.rope_base ** (-np.arange(half) / half) / (1.0 if factors is None else factors.values[0])
+    return theta
+
+
+def rotate(x: Array, config: ModelConfig, theta: Array) -> Array:
     """Rotary embedding of x (n, heads, head_dim), row i at position i."""
     half = config.rope_dims // 2
-    frequencies = config.rope_base ** (-np.arange(half) / half) / factors
-    angle = np.outer(np.arange(len(x)), frequencies)[:, None, :]
+    angle = np.outer(np.arange(len(x)), theta)[:, None, :]
+    cosine, sine = np.cos(angle) * config.rope_scale, np.sin(angle) * config.rope_scale
     first, second = (slice(0, half), slice(half, 2 * half))
     if config.rope_interleaved:
         first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     out: Array = x.copy()
     a, b = x[..., first], x[..., second]
-    out[..., first] = a * np.cos(angle) - b * np.sin(angle)
-    out[..., second] = a * np.sin(angle) + b * np.cos(angle)
+    out[..., first] = a * cosine - b * sine
+    out[..., second] = a * sine + b * cosine
     return out
 
 
-def attend(q: Array, k: Array, v: Array) -> Array:
-    """Causal attention: q (n, heads, d), k and v (n, kv_heads, d); out (n, heads * d)."""
+def sees(config: ModelConfig, window: int, n: int) -> Array:
+    """(n, n) booleans: whether position i sees position j."""
+    behind = np.subtract.outer(np.arange(n), np.arange(n))
+    if not config.causal:
+        return np.abs(behind) <= (window // 2 if window else n)
+    return (behind >= 0) & (behind < (window or n))
+
+
+def attend(config: ModelConfig, window: int, q: Array, k: Array, v: Array, sinks: Array | None) -> Array:
+    """Attention: q (n, heads, d), k and v (n, kv_heads, d); out (n, heads * d)."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
-    scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(q.shape[2])
-    scores[:, ~np.tri(len(q), dtype=bool)] = -np.inf
-    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
+    scores = np.einsum("ihd,jhd->hij", q, k) * (config.attention_scale or q.shape[2] ** -0.5)
+    scores = capped(scores, config.attention_softcap)
+    scores[:, ~sees(config, window, len(q))] = -np.inf
+    sink = np.full(scores.shape[0], -np.inf) if sinks is None else sinks
+    scores = np.concatenate([scores, np.broadcast_to(sink[:, None, None], (*scores.shape[:2], 1))], axis=2)
+    p = softmax(scores)[..., :-1]
     out: Array = np.einsum("hij,jhd->ihd", p, v).reshape(len(q), -1)
     return out
 
 
+class Trace(NamedTuple):
+    """What `forward` saw on its way: the residual stream before, between and after layers; each layer's keys, values.
+
+    Each hidden state is (n, dim), keys (rotated) and values (n, kv_heads, head_dim).
+    """
+
+    hidden: list[Array]
+    keys: list[Array]
+    values: list[Array]
+
+
+def softmax(x: Array) -> Array:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    p: Array = e / e.sum(axis=-1, keepdims=True)
+    return p
+
+
+def capped(x: Array, cap: float) -> Array:
+    return np.asarray(cap * np.tanh(x / cap)) if cap else x
+
+
+def sigmoid(x: Array) -> Array:
+    y: Array = 1 / (1 + np.exp(-x))
+    return y
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": lambda x: x * sigmoid(x),
+    "gelu": lambda x: x * (1 + _erf(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+    "relu_squared": lambda x: np.maximum(x, 0) ** 2,
+}
+
+
+def activate(config: ModelConfig, gate: Array | None, up: Array) -> Array:
+    """What the last matrix of a feed-forward layer reads."""
+    if gate is None:
+        return ACTIVATIONS[config.activation](up)
+    if config.activation != "silu_clamped":
+        return ACTIVATIONS[config.activation](gate) * up
+    limit = config.activation_limit
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return gate * sigmoid(1.702 * gate) * (up + 1)
+
+
+def feed_forward(block: Block, prefix: str, h: Array, expert: int | None = None) -> Array:
+    """down activation(gate h, up h) of the dense layer, an expert, or the shared one."""
+    name = f"{prefix}_{{}}" if prefix else "{}"
+    gate, up, down = (name.format(part) for part in ("gate", "up", "down"))
+    gated = block.linear(gate, f"{gate}_bias", h, expert) if block.config.gated else None
+    inner = activate(block.config, gated, block.linear(up, f"{up}_bias", h, expert))
+    return block.linear(down, f"{down}_bias", inner, expert)
+
+
+def route(block: Block, h: Array) -> tuple[Array, Array]:
+    """The experts of each token and their weights, both (n, used)."""
+    c = block.config
+    logits = block.linear("router", "router_bias", h)
+    scores = {"softmax": softmax, "sigmoid": sigmoid, "softmax_chosen": lambda x: x}[c.routing](logits)
+    bias = block.vector("choice_bias")
+    chosen = np.argsort(-(scores if bias is None else scores + bias), axis=1, kind="stable")[:, : c.n_experts_used]
+    w = np.take_along_axis(scores, chosen, axis=1)
+    if c.routing == "softmax_chosen":
+        w = softmax(w)
+    elif c.expert_renormalise:
+        w = w / w.sum(axis=1, keepdims=True)
+    return chosen, w * c.expert_scale
+
+
+def experts(block: Block, h: Array) -> Array:
+    """A mixture of experts, token by token."""
+    chosen, weight = route(block, h)
+    y = np.zeros_like(h)
+    for i in range(len(h)):
+        for expert, w in zip(chosen[i], weight[i], strict=True):
+            y[i] += w * feed_forward(block, "expert", h[i : i + 1], int(expert))[0]
+    if block.config.shared_dim:
+        shared = feed_forward(block, "shared", h)
+        if ("shared_router", block.layer) in block.weights:
+            shared = shared * sigmoid(block.linear("shared_router", "", h))
+        y = y + shared
+    return y
+
+
+def join(block: Block, slot: str, x: Array, y: Array) -> Array:
+    """The residual stream x with what a block made of it."""
+    scale = block.config.residual_scale
+    return block.norm(slot, x + scale * y) if block.config.norm_after_sum else x + scale * block.norm(slot, y)
+
+
 def forward(
-    config: ModelConfig, weights: Weights, tokens: list[int], *, planes: int | None = None, kv_half: bool = False
+    config: ModelConfig,
+    weights: Weights,
+    tokens: list[int],
+    *,
+    planes: int | None = None,
+    kv_half: bool = False,
+    states: bool = False,
+    trace: Trace | None = None,
 ) -> Array:
-    """Logits after each of `tokens`, (n, vocab) float64.
+    """Logits after each of `tokens`, (n, vocab) float64; or, with `states`, (n, dim), what the head reads.
 
     `planes`: round activations as the engine does in that precision; the head's always in two. `kv_half`: keep keys
-    and values in half precision.
+    and values in half precision. `trace`: filled in.
     """
-    hd, ones = config.head_dim, Matrix(np.ones((1, config.rope_dims // 2)), False)
-    factors = weights.get(("rope_factors", 0), ones).values[0]
-    x = weights["embedding", 0].values[tokens]
+    trace = trace or Trace([], [], [])
+    whole, n = Block(config, weights), len(tokens)
+    x = weights["embedding", 0].values[tokens] * config.embedding_scale
+    if ("position_embedding", 0) in weights:
+        x = x + weights["position_embedding", 0].values[:n]
+    x = whole.norm("embedding_norm", x)
+
     for layer in range(config.n_layers):
-
-        def at(slot: str, layer: int = layer) -> Matrix:
-            return weights[slot, layer]
-
-        h = rms_norm(x, at("attention_norm"), config.norm_eps)
-        q, k, v = (at(slot).apply(h, planes).reshape(len(x), -1, hd) for slot in ("wq", "wk", "wv"))
-        q, k = rotate(q, config, factors), rotate(k, config, factors)
+        block, of_layer = Block(config, weights, layer, planes), config.layer(layer)
+        trace.hidden.append(x)
+        h = block.norm("attention_norm", x)
+        q, k = block.heads("wq", "bq", "q_norm", h), block.heads("wk", "bk", "k_norm", h)
+        v = block.linear("wv", "bv", h).reshape(n, -1, config.head_dim)
+        if of_layer.rope != "none":
+            theta = frequencies(config, weights, of_layer.rope, n)
+            q, k = rotate(q, config, theta), rotate(k, config, theta)
         if kv_half:
             k, v = k.astype(np.float16).astype(np.float64), v.astype(np.float16).astype(np.float64)
-        x = x + at("wo").apply(attend(q, k, v), planes)
-        h = rms_norm(x, at("ffn_norm"), config.norm_eps)
-        gate, up = at("gate").apply(h, planes), at("up").apply(h, planes)
-        x = x + at("down").apply(gate / (1 + np.exp(-gate)) * up, planes)
-    head = weights.get(("head", 0), weights["embedding", 0])
-    return head.apply(rms_norm(x, weights["final_norm", 0], config.norm_eps), 2 if planes else None)
+        trace.keys.append(k)
+        trace.values.append(v)
+        y = block.linear("wo", "bo", attend(config, of_layer.window, q, k, v, block.vector("sinks")))
+        if config.parallel:
+            h = block.norm("ffn_norm", x) if ("ffn_norm", layer) in weights else h
+        else:
+            x, y = join(block, "attention_post_norm", x, y), np.zeros_like(x)
+            h = block.norm("ffn_norm", x)
+        y = y + (experts(block, h) if of_layer.experts else feed_forward(block, "", h))
+        x = join(block, "ffn_post_norm", x, y)
+    trace.hidden.append(x)
+    x = whole.norm("final_norm", x)
+    if states:
+        return x
+    logits = weights.get(("head", 0), weights["embedding", 0]).apply(x, 2 if planes else None)
+    bias = whole.vector("head_bias")
+    return capped((logits if bias is None else logits + bias) * config.logit_scale, config.logit_softcap)

@@ -327,6 +327,20 @@ def test_nothing_is_printed_beside_the_text(tiny: str) -> None:
     assert out.startswith("the")
 
 
+def test_a_closed_standard_output_is_said_in_one_line(tiny: str) -> None:
+    process = pyllm_command("run", tiny, "the", "-n", "4", preexec_fn=lambda: os.close(1))
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "pyllm: there is no standard output to write to\n")
+
+
+def test_warnings_reach_the_terminal(tiny: str, tmp_path: Path) -> None:
+    arguments = ("export", tiny, str(tmp_path / "model.bin"), "--version", "2", "--group-size", "7")
+    process = pyllm_command(*arguments)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (0, 1)
+    assert errors.startswith("pyllm: group size 7 does not divide dim 64")
+
+
 def test_help_answers_without_loading_anything(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     for name in ("pyllm.bench", "pyllm.catalogue", "pyllm.perplexity"):
         monkeypatch.setitem(sys.modules, name, None)  # importing one would raise

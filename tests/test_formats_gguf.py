@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -300,7 +302,7 @@ def test_folders_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match=r"perhaps 'a\.gguf' in it"):
         open_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UnsupportedModelError, match="a Hugging Face folder"):
+    with pytest.raises(ModelFormatError, match=r"config\.json is there, but no \.safetensors file"):
         open_checkpoint(tmp_path)
 
 
@@ -349,3 +351,25 @@ def test_real_file_parses_quickly(smollm2: Path) -> None:
     assert len(metadata["tokenizer.ggml.tokens"]) == 49152
     assert len(metadata["tokenizer.ggml.merges"]) == 48900
     assert list(metadata["tokenizer.ggml.tokens"])[1] == "<|im_start|>"
+
+
+NO_ROOM = """
+import resource, sys
+from pyllm.errors import OutOfMemoryError
+from pyllm.formats import open_checkpoint
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**27,) * 2)
+try:
+    open_checkpoint(sys.argv[1])
+except OutOfMemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and a limit on the address space")
+def test_no_address_space_left(tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+    with open(path, "wb") as file:
+        file.truncate(2**30)  # a hole: it takes no room on the disk
+    out = subprocess.run([sys.executable, "-c", NO_ROOM, path], capture_output=True, text=True, check=True)
+    assert out.stdout == f"{path}: no address space left to map its {2**30} bytes\n"

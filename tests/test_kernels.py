@@ -5,6 +5,7 @@ Matrices are packed, activations prepared and products computed as the forward p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -345,8 +346,11 @@ def vectors(kind: str, n: int) -> tuple[Array, Array]:
     return a, b
 
 
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu_squared", "silu_clamped")
+
+
 @EVERY_LEVEL
-@pytest.mark.parametrize("kernel", ["rmsnorm", "swiglu", "softmax"])
+@pytest.mark.parametrize("kernel", ["rmsnorm", "swiglu", "softmax", "softcap", *ACTIVATIONS])
 @pytest.mark.parametrize("kind", ["ordinary", "wide", "edges", "special", "hidden"])
 def test_vector_kernels_have_the_scalar_bits(isa: str, kernel: str, kind: str) -> None:
     for n in (16, 32, 48, 64, 80, 96, 112, 128, 256, 576, 1536):
@@ -354,6 +358,78 @@ def test_vector_kernels_have_the_scalar_bits(isa: str, kernel: str, kind: str) -
         for parameter in (1e-5, 0.125, 1.0):
             expected = _core.vector_once("scalar", kernel, a, b, parameter)
             assert same_bits(_core.vector_once(isa, kernel, a, b, parameter), expected), (n, parameter)
+
+
+@EVERY_LEVEL
+@pytest.mark.parametrize("kernel", ACTIVATIONS[:-1])
+def test_activations_without_a_gate_have_the_scalar_bits(isa: str, kernel: str) -> None:
+    for kind in ("ordinary", "edges", "special"):
+        a, _ = vectors(kind, 1536)
+        expected = _core.vector_once("scalar", kernel, a, None, 0.0)
+        assert same_bits(_core.vector_once(isa, kernel, a, None, 0.0), expected), kind
+
+
+def test_one_silu() -> None:
+    """The activation and the kernel that Llama's feed-forward layer has for itself are the same."""
+    a, b = vectors("ordinary", 256)
+    assert same_bits(_core.vector_once("scalar", "silu", a, b, 0.0), _core.vector_once("scalar", "swiglu", a, b, 0.0))
+
+
+#: From the smallest subnormal to the largest number, with both signs, and steps of a few thousand ulp.
+ALL_FLOATS = np.concatenate(
+    [np.arange(1, 0x7F7FFFFF, 4099, np.uint32), np.arange(0x80000001, 0xFF7FFFFF, 4099, np.uint32)]
+)
+ALL_FLOATS = ALL_FLOATS[: len(ALL_FLOATS) // 16 * 16].view(np.float32)
+
+
+@pytest.mark.parametrize(("name", "exact"), [("erf", math.erf), ("tanh", math.tanh)])
+def test_erf_and_tanh(name: str, exact: Callable[[float], float]) -> None:
+    """Within 1.5 ulp of the true value everywhere, and exact at the ends."""
+    true = np.array([exact(float(x)) for x in ALL_FLOATS])
+    y = _core.vector_once("scalar", name, ALL_FLOATS, None, 0.0)
+    ulp = np.spacing(np.abs(true).astype(np.float32)).astype(np.float64)
+    assert (np.abs(y - true) <= 1.5 * ulp).all()
+    ends = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0] + [1.0] * 11, np.float32)
+    assert same_bits(_core.vector_once("scalar", name, ends, None, 0.0)[:5], np.array([1, -1, np.nan, 0, -0.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("gelu", lambda x: x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2),
+        ("gelu_tanh", lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2),
+        ("relu_squared", lambda x: np.maximum(x, 0) ** 2),
+    ],
+)
+def test_activations(name: str, exact: Callable[[Array], Array]) -> None:
+    """Some roundings of the answer, and of |x| times e^x's: 1 + erf(x) and the like have nothing left far below 0."""
+    x = np.linspace(-12, 12, 4096).astype(np.float32)
+    y, true = _core.vector_once("scalar", name, x, None, 0.0), exact(x.astype(np.float64))
+    assert (np.abs(y - true) <= 12 * UNIT * np.abs(true) + 4 * UNIT * np.abs(x)).all()
+
+
+def test_clamped_silu() -> None:
+    gate, up = np.linspace(-20, 20, 4096).astype(np.float32), np.linspace(9, -9, 4096).astype(np.float32)
+    g, u = np.minimum(gate.astype(np.float64), 7), np.clip(up.astype(np.float64), -7, 7)
+    exact = g / (1 + np.exp(-1.702 * g)) * (u + 1)
+    y = _core.vector_once("scalar", "silu_clamped", gate, up, 7.0)
+    assert (np.abs(y - exact) <= 40 * UNIT * np.abs(exact) + 1e-30).all()
+
+
+def test_softcap() -> None:
+    x = np.linspace(-500, 500, 4096).astype(np.float32)
+    exact = 30 * np.tanh(x.astype(np.float64) / 30)
+    assert (np.abs(_core.vector_once("scalar", "softcap", x, None, 30.0) - exact) <= 8 * UNIT * np.abs(exact)).all()
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 100, 1000])
+def test_centre(n: int) -> None:
+    """What is left of a large common part; the padding is zeros, as the norm that follows needs it."""
+    x = np.zeros((n + 15) // 16 * 16, np.float32)
+    x[:n] = 1000 + np.random.default_rng(n).standard_normal(n)
+    y = _core.vector_once("scalar", "centre", x, None, n)
+    assert not y[n:].any()
+    assert (np.abs(y[:n] - (x[:n] - x[:n].astype(np.float64).mean())) <= (n / 16 + 6) * UNIT * 1100).all()
 
 
 @pytest.mark.parametrize("n", [16, 64, 576, 4096])
@@ -397,6 +473,6 @@ def test_softmax(scale: float) -> None:
 
 def test_vector_kernels_check_their_arguments() -> None:
     x = np.ones(16, np.float32)
-    for isa, kernel, n in (("sse9", "rmsnorm", 16), ("scalar", "gelu", 16), ("scalar", "softmax", 15)):
-        with pytest.raises(ValueError, match=r"sse9|gelu|multiple of 16"):
+    for isa, kernel, n in (("sse9", "rmsnorm", 16), ("scalar", "mish", 16), ("scalar", "softmax", 15)):
+        with pytest.raises(ValueError, match=r"sse9|mish|multiple of 16"):
             _core.vector_once(isa, kernel, x[:n], x[:n], 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ SEARCHED = (Q4_0, Q4_1, Q5_0, Q5_1)
 #: over all weights; scales for 16 or 32 do better, their own rounding a little worse.
 NORMAL = {Q2_K: 0.285, Q3_K: 0.165, IQ4_NL: 0.084, Q4_0: 0.098, Q4_1: 0.079, Q4_K: 0.079, Q5_0: 0.050, Q5_1: 0.039}
 NORMAL |= {Q5_K: 0.039, Q6_K: 0.020, Q8_0: 0.0066, F16: 2.1e-4, BF16: 1.7e-3, F32: 1e-30}
+#: type -> CRC-32 of what test_the_same_bytes_on_every_machine makes.
+CHECKSUMS = {
+    Q2_K: 0xF0085C2D,
+    Q3_K: 0x61238D30,
+    IQ4_NL: 0x0861FD36,
+    Q4_0: 0x120A6DD0,
+    Q4_1: 0x971AC4F0,
+    Q4_K: 0x2F7342B6,
+    Q5_0: 0xE67EF4C3,
+    Q5_1: 0x47403034,
+    Q5_K: 0xDFB0BCCD,
+    Q6_K: 0x1F29543B,
+    Q8_0: 0xC093DE78,
+    F16: 0x7CD8632B,
+    BF16: 0x2EA7FEF4,
+    F32: 0x747477D6,
+}
 EVERY = pytest.mark.parametrize("type_id", NORMAL, ids=lambda t: TYPES[t][0])
 
 
@@ -93,6 +111,15 @@ def test_the_same_bytes_in_any_shares(type_id: int) -> None:
     assert np.array_equal(whole, _core.quantize(type_id, F32, 37, 512, x, threads=3))
     parts = [_core.quantize(type_id, F32, 37, 512, x, first=i, n=min(5, 37 - i)) for i in range(0, 37, 5)]
     assert np.array_equal(whole, np.concatenate(parts))
+
+
+@EVERY
+def test_the_same_bytes_on_every_machine(golden: Path, type_id: int) -> None:
+    """Whatever its vectors and compiler: eight blocks are searched side by side, and rows of any number of them."""
+    with np.load(golden / "quants.npz") as arrays:
+        x = np.concatenate([arrays["x"].reshape(-1), normal(1, 768)[0]])
+    parts = [_core.quantize(type_id, F32, 1, len(part), part) for part in (x, x[256:1024])]
+    assert zlib.crc32(np.concatenate(parts, axis=1).tobytes()) == CHECKSUMS[type_id]
 
 
 def test_from_any_type() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ from pyllm.formats import open_checkpoint
 from pyllm.formats.gguf import raw_metadata
 from pyllm.formats.weight_types import MAKEABLE, fitting_type, type_name
 from pyllm.quantizing import TYPES
-from pyllm.recipes import RECIPES, type_of
+from pyllm.recipes import RECIPES, Traits, type_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "fuzz"))
+
+import fuzz_formats
 
 IDS = [5, 17, 99, 250, 7, 31]
 WIDE = Shape(dim=256, hidden=256, layers=2, heads=4, kv_heads=1, vocab=300, context=128)
@@ -130,7 +136,7 @@ def test_mixes_are_better_where_it_counts(folder: Path) -> None:
 
 def test_recipes_by_name() -> None:
     def chosen(recipe: str, name: str, layers: int = 32, cols: int = 256, tied: bool = False) -> str:
-        return type_name(type_of(RECIPES[recipe], name, (512, cols), layers, tied))
+        return type_name(type_of(RECIPES[recipe], name, (512, cols), Traits(layers, tied)))
 
     assert chosen("q4_0", "token_embd.weight", tied=True) == "Q6_K"
     assert chosen("q4_0", "token_embd.weight", cols=96, tied=True) == "Q8_0"
@@ -227,7 +233,7 @@ def test_gguf_becomes_llama2c(folder: Path, version: int) -> None:
 
 
 def test_only_a_fitting_tokenizer_is_written(stories260k: Path, llama2_tokenizer_bin: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"tokenizer\.bin of 512 pieces"):
+    with pytest.raises(UnsupportedModelError, match="needs a tokenizer of 512 pieces"):
         pyllm.quantize(stories260k, tmp_path / "a.gguf", "q8_0", tokenizer=llama2_tokenizer_bin)
     assert not list(tmp_path.iterdir())
 
@@ -276,14 +282,111 @@ def test_a_file_may_replace_its_source(folder: Path) -> None:
     assert logits(path).shape == (6, 300)
 
 
+def test_links_are_followed(wide: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "link.gguf", tmp_path / "far" / "target.gguf"
+    link.symlink_to(target)
+    for _ in range(2):  # to a file that is not there yet, and to one that is
+        pyllm.quantize(wide, link, "q8_0")
+        assert link.is_symlink()
+        assert logits(target).shape == (6, 300)
+    assert os.listdir(tmp_path / "far") == ["target.gguf"]
+
+
+def test_permissions_are_the_user_s(wide: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        pyllm.quantize(wide, tmp_path / "a.gguf", "q8_0")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.gguf").stat().st_mode & 0o777 == 0o640
+
+
+def test_places_where_no_file_can_be_put(wide: Path, tmp_path: Path) -> None:
+    """Before the work, not after it; and nothing that is no file is ever replaced."""
+    seen: list[int] = []
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target, error in ((tmp_path, IsADirectoryError), (tmp_path / "a" / "b", FileNotFoundError), (pipe, OSError)):
+        with pytest.raises(error) as caught:
+            pyllm.quantize(wide, target, "q8_0", progress=lambda done, total: seen.append(done))
+        assert str(target) in str(caught.value)
+    assert (seen, os.listdir(tmp_path), pipe.is_fifo()) == ([], ["pipe"], True)
+
+
+FULL_DISK = """
+import os, resource, signal, sys, pyllm
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does: then writing fails
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    pyllm.quantize(sys.argv[1], sys.argv[2], "q8_0", threads=1)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_full_disk_leaves_nothing(wide: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.gguf"
+    command = [sys.executable, "-c", FULL_DISK, str(wide), str(target)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (out.stdout, os.listdir(tmp_path)) == ("File too large\n", [])
+
+
+def test_a_model_in_several_files(folder: Path, wide: Path, tmp_path: Path) -> None:
+    """Any part stands for all; with "copy" they become one file of the same tensors."""
+    metadata, tensors = tinygguf.llama_metadata(WIDE), list(tinygguf.llama_tensors(WIDE, F32, tied=False).items())
+    parts = [tmp_path / f"x-{i + 1:05d}-of-00003.gguf" for i in range(3)]
+    for i, part in enumerate(parts):
+        share = {"split.no": i, "split.count": 3, "split.tensors.count": len(tensors)}
+        of_this = dict(tensors[len(tensors) * i // 3 : len(tensors) * (i + 1) // 3])
+        tinygguf.write_gguf(part, (metadata if i == 0 else {}) | share, of_this)
+    whole = tinygguf.write_gguf(tmp_path / "whole.gguf", metadata, dict(tensors))
+    for part, type_ in zip(parts, ("copy", "q4_k_m", "q8_0"), strict=True):
+        target = tmp_path / f"{type_}.gguf"
+        pyllm.quantize(part, target, type_)
+        pyllm.quantize(whole, folder / "expected.gguf", type_)
+        assert target.read_bytes() == (folder / "expected.gguf").read_bytes()
+    for target in (parts[1], tmp_path / "y-00001-of-00002.gguf"):
+        with pytest.raises(ValueError, match="the name of one part of several"):
+            pyllm.quantize(parts[0], target, "q8_0")
+
+
+def test_copy_keeps_types(folder: Path) -> None:
+    source = tiny_llama(folder / "types.gguf", Q4_K, WIDE)
+    pyllm.quantize(source, folder / "types-copy.gguf", "copy")
+    assert types_in(folder / "types-copy.gguf") == types_in(source)
+    assert np.array_equal(logits(folder / "types-copy.gguf"), logits(source))
+    checkpoint = open_checkpoint(folder / "types-copy.gguf")
+    assert checkpoint.metadata["general.file_type"] == 14
+
+
+@pytest.mark.parametrize("type_", ["q8_0", "copy"])
+def test_hostile_files_give_a_file_or_an_error(tmp_path: Path, type_: str) -> None:
+    """Damaged anywhere in the header: what was written can be read, and an error leaves nothing."""
+    outcomes = set()
+    source, target = tmp_path / "source.gguf", tmp_path / "target.gguf"
+    for damaged in fuzz_formats.mutations(fuzz_formats.seeds()["gguf"], 150, seed=3):
+        source.write_bytes(damaged)
+        try:
+            pyllm.quantize(source, target, type_, threads=1)
+        except PyllmError as error:
+            outcomes.add(type(error).__name__)
+            assert os.listdir(tmp_path) == ["source.gguf"]
+        else:
+            outcomes.add("file")
+            assert open_checkpoint(target).tensors.keys() == open_checkpoint(source).tensors.keys()
+            target.unlink()
+    assert {"file", "ModelFormatError"} <= outcomes
+
+
 def test_errors(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"type must be one of f32, .*, llama2c-v2, not 'q9'"):
         pyllm.quantize(wide, tmp_path / "a", "q9")
     with pytest.raises(ValueError, match="a tokenizer of its own"):
         pyllm.quantize(wide, tmp_path / "a", "q8_0", tokenizer="x")
-    unreadable = {"blk.0.a.weight": (40, (2, 64), bytes(72))}
+    unreadable = {"blk.0.a.weight": (9, (2, 32), bytes(72))}
     source = tinygguf.write_gguf(tmp_path / "u.gguf", {"general.architecture": "other"}, unreadable)
-    with pytest.raises(UnsupportedModelError, match="weight type NVFP4, which cannot be read"):
+    with pytest.raises(UnsupportedModelError, match="weight type Q8_1, which cannot be read"):
         pyllm.quantize(source, tmp_path / "a", "q8_0")
     (tmp_path / "no.gguf").write_bytes(b"GGUF")
     with pytest.raises(PyllmError):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bits import LLAMA2C_Q8, ODD_FLOATS, TYPES, any_bytes, bits, blocks_of, group_of, llama2c_q8, type_ids
+from bits import LLAMA2C_Q8, ODD_FLOATS, TYPES, any_bytes, bits, blocks_of, group_of, llama2c_q8, same_bits, type_ids
 from tinygguf import F32, random_weights
 
 from pyllm import ModelFormatError, UnsupportedModelError, _core
@@ -33,6 +33,15 @@ def test_golden_values(golden: Path, type_id: int) -> None:
         name = TYPES[type_id][0]
         raw, values = arrays[f"{name}_raw"], arrays[f"{name}_values"]
     assert np.array_equal(bits(_core.dequantize(type_id, len(values), values.shape[1], raw)), bits(values))
+
+
+@pytest.mark.parametrize("type_id", [t for t in TYPES if t not in COMPUTED], ids=lambda t: TYPES[t][0])
+def test_golden_values_that_are_no_numbers(golden: Path, type_id: int) -> None:
+    """Infinite and NaN scales, and what comes of them."""
+    with np.load(golden / "quants.npz") as arrays:
+        name = TYPES[type_id][0]
+        raw, values = arrays[f"{name}_hostile_raw"], arrays[f"{name}_hostile_values"]
+    assert same_bits(_core.dequantize(type_id, *values.shape, raw), values)
 
 
 def test_f32_is_copied() -> None:
@@ -116,7 +125,7 @@ def test_rows_that_are_not_whole_blocks(type_id: int, off: int) -> None:
         _core.dequantize(type_id, elements, cols, bytes(count * nbytes), 0)
 
 
-@pytest.mark.parametrize("type_id", [-1, 4, 9, 24, 40, 31, 99, 999, 1001, 2**31 - 1])
+@pytest.mark.parametrize("type_id", [-1, 4, 9, 24, 43, 31, 99, 999, 1001, 2**31 - 1])
 def test_unknown_types(type_id: int) -> None:
     """Also those that files may name, but that nothing here computes with."""
     with pytest.raises(UnsupportedModelError, match=f"weight type {type_id} is unknown"):

@@ -156,6 +156,31 @@ def test_bias_and_bans() -> None:
         assert set(draws(sampler, logits, 500)) == {0, 1}
 
 
+@pytest.mark.parametrize(
+    "sampler",
+    [Sampler.greedy(), Sampler(), Sampler(temperature=2.0, top_p=1.0), Sampler(top_k=7, min_p=0.05, logit_bias={9: 5})],
+)
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_what_is_allowed(sampler: Sampler, share: float) -> None:
+    """Bits that say what may be drawn do what -inf in the place of everything else does, draw for draw."""
+    rng = np.random.default_rng(3)
+    a, b = sampler.start(4), sampler.start(4)
+    for size in (10, 16, 17, 300, 1001):
+        for seed in range(20):
+            allowed, logits = rng.random(size) < share, normal(seed, size)
+            allowed[rng.integers(size)] = True
+            bits = np.packbits(allowed, bitorder="little").tobytes()
+            history = rng.integers(0, size, 5).tolist()
+            assert a.draw(logits, history, bits) == b.draw(np.where(allowed, logits, f32(-np.inf)), history)
+
+
+def test_nothing_is_allowed() -> None:
+    with pytest.raises(ValueError, match="none is allowed"):
+        Sampler().start(1).draw(normal(0, 20), (), bytes(3))
+    with pytest.raises(ValueError, match="16 bits do not say which of 17"):
+        Sampler().start(1).draw(normal(0, 17), (), bytes(2))
+
+
 def penalized(logits: Logits, history: list[int], repetition: float, presence: float, frequency: float) -> Logits:
     """The definitions: divided or multiplied once per distinct id; then count * frequency and presence taken off."""
     out = logits.copy()

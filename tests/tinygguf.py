@@ -20,7 +20,7 @@ PACKING |= {UINT64: "Q", INT64: "q", FLOAT64: "d"}
 
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16 = 0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 30
 Q2_K, Q3_K, Q8_K, IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ4_NL = 10, 11, 15, 16, 17, 18, 19, 20
-IQ3_S, IQ2_S, IQ4_XS, IQ1_M, TQ1_0, TQ2_0, MXFP4 = 21, 22, 23, 29, 34, 35, 39
+IQ3_S, IQ2_S, IQ4_XS, IQ1_M, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0 = 21, 22, 23, 29, 34, 35, 39, 40, 41, 42
 
 # type -> (elements per block, bytes per block, {byte offset of a scale or minimum: its magnitude})
 BLOCKS: dict[int, tuple[int, int, dict[int, float]]] = {
@@ -47,6 +47,9 @@ BLOCKS: dict[int, tuple[int, int, dict[int, float]]] = {
     TQ1_0: (256, 54, {52: 0.1}),
     TQ2_0: (256, 66, {64: 0.1}),
     MXFP4: (32, 17, {0: 0.02}),
+    NVFP4: (64, 36, {0: 0.02, 1: 0.02, 2: 0.02, 3: 0.02}),
+    Q1_0: (128, 18, {0: 0.1}),
+    Q2_0: (64, 18, {0: 0.1}),
 }
 
 Tensor = tuple[int, tuple[int, ...], bytes]  # type number, row-major shape, the data
@@ -155,6 +158,10 @@ def put_scales(blocks: np.ndarray[Any, Any], type_id: int, offset: int, scales: 
     elif type_id == MXFP4:  # a power of two, or the largest one
         exponents = np.frexp(np.abs(scales.astype(np.float64)))[1] + 126
         blocks[:, offset] = np.where(np.isfinite(scales), exponents.clip(0, 254), 255)
+    elif type_id == NVFP4:  # an unsigned float of 4 + 3 bits, half of what it says; 0x7f and 0xff where it is no number
+        mantissas, exponents = np.frexp(np.nan_to_num(np.abs(scales.astype(np.float64))))
+        codes = (exponents + 7).clip(0, 15) * 8 + (mantissas * 16).astype(np.int64) % 8
+        blocks[:, offset] = np.where(np.isfinite(scales), codes.clip(0, 126), np.where(scales > 0, 127, 255))
     elif type_id == IQ1_M:  # nibble i in the top of word i, whose other bits are small scales
         for i in range(4):
             nibble = (scales.view("<u2") >> 4 * i & 15).astype(np.uint8)

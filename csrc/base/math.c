@@ -4,31 +4,6 @@
 #include <stdint.h>
 #include <string.h>
 
-static uint32_t float_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static float float_from_bits(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* e^x = 2^n e^r with n = round(x / ln 2); 2^n is added to the exponent field. */
-float pl_expf(float x) {
-    if (x != x) return x;
-    if (x > PL_EXP_MAX) return INFINITY;
-    if (x < PL_EXP_MIN) return 0.0f;
-    float shifted = fmaf(x, PL_EXP_LOG2E, PL_EXP_ROUND);
-    float n = shifted - PL_EXP_ROUND;
-    float r = fmaf(n, -PL_EXP_LN2_LO, fmaf(n, -PL_EXP_LN2_HI, x));
-    float p = fmaf(fmaf(fmaf(fmaf(PL_EXP_C6, r, PL_EXP_C5), r, PL_EXP_C4), r, PL_EXP_C3), r, PL_EXP_C2);
-    float y = fmaf(p, r * r, r) + 1.0f;
-    return float_from_bits(float_bits(y) + (float_bits(shifted) << 23));
-}
-
 static double scale_by_power_of_two(double x, int64_t n) {
     uint64_t bits = (uint64_t)(n + 1023) << 52;
     double power;

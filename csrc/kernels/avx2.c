@@ -6,6 +6,7 @@
 
 #include "base/math.h"
 #include "kernels/avx2.h"
+#include "kernels/elementwise.h"
 #include "kernels/target.h"
 
 PL_TARGET_BEGIN("avx2,fma,f16c")
@@ -138,6 +139,8 @@ static void swiglu_avx2(const float *gate, const float *up, int64_t n16, float *
     }
 }
 
+PL_ELEMENTWISE(avx2)
+
 PL_INLINE __m256 larger(__m256 a, __m256 b) { return _mm256_max_ps(a, b); /* b where one is NaN, as `a > b ? a : b` */ }
 
 /* s *= scale; the largest s. */
@@ -254,6 +257,8 @@ const pl_kernels pl_kernels_avx2 = {
     .quantize = quantize_avx2,
     .rmsnorm = rmsnorm_avx2,
     .swiglu = swiglu_avx2,
+    .activate = activate_avx2,
+    .softcap = softcap_avx2,
     .softmax = softmax_avx2,
     .weigh_f16 = weigh_f16_avx2,
     .weigh_f32 = weigh_f32_avx2,

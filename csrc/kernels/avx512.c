@@ -4,6 +4,7 @@
 
 #include "base/math.h"
 #include "kernels/avx512.h"
+#include "kernels/elementwise.h"
 #include "quant/f16.h"
 
 PL_TARGET_BEGIN(PL_AVX512_TARGET)
@@ -91,6 +92,8 @@ static void swiglu_avx512(const float *gate, const float *up, int64_t n16, float
         _mm512_storeu_ps(out + i, _mm512_mul_ps(silu, _mm512_loadu_ps(up + i)));
     }
 }
+
+PL_ELEMENTWISE(avx512)
 
 /* The first to come of the largest s * scale: of +0 and -0, which are equal, the sign is the first one's. */
 PL_INLINE float largest_scaled(const float *s, int64_t n16, float scale) {
@@ -199,6 +202,8 @@ const pl_kernels pl_kernels_avx512 = {
     .quantize = quantize_avx512,
     .rmsnorm = rmsnorm_avx512,
     .swiglu = swiglu_avx512,
+    .activate = activate_avx512,
+    .softcap = softcap_avx512,
     .softmax = softmax_avx512,
     .weigh_f16 = weigh_f16_avx512,
     .weigh_f32 = weigh_f32_avx512,

@@ -30,12 +30,15 @@ PL_INLINE void pl_put(float *y, __m512 sum, int add) {
 
 PL_INLINE __m512 pl_negate(__m512 x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
 
-/* The lines of `bytes` (a constant) that lie `ahead` of p: the hardware alone loses a stream that has several fields.
- * Past the end of the weights it asks for nothing that matters, and a prefetch cannot fault. */
+/* p + bytes, past the end of what p points into too: a prefetch cannot fault, wherever it goes. */
+PL_INLINE const uint8_t *pl_ahead(const uint8_t *p, int64_t bytes) {
+    return (const uint8_t *)((uintptr_t)p + (uintptr_t)bytes);
+}
+
+/* The lines of `bytes` (a constant) that lie `ahead` of p: the hardware alone loses a stream that has several fields. */
 PL_INLINE void pl_prefetch(const uint8_t *p, int64_t ahead, int bytes) {
-    const char *from = (const char *)((uintptr_t)p + (uintptr_t)ahead);
     PL_UNROLL
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch(from + i, _MM_HINT_T0);
+    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)pl_ahead(p, ahead + i), _MM_HINT_T0);
 }
 
 PL_TARGET_END

@@ -104,7 +104,7 @@ PL_INLINE __m512i group(int bits, const uint8_t *codes, int g) {
 
 /* ---- the columns of a tile --------------------------------------------------------------------------------------- */
 
-enum { MOST_STRIPS = 2, MOST_COLUMNS = 6, BASES = (MOST_COLUMNS + 2) / 3 };
+enum { MOST_STRIPS = 2, MOST_COLUMNS = 8, BASES = (MOST_COLUMNS + 2) / 3 };
 
 /* The activations of a tile from one block on. Column c is base c / 3 plus 0, 1 or 2 strides, addresses the processor
  * forms itself: pointers to all columns would not fit the registers. */
@@ -140,6 +140,33 @@ PL_INLINE __m512i four_of(const columns *at, int c, int plane, int g) {
 
 PL_INLINE const pl_act_block *block_of(const columns *at, int c) { return at->block[c / 3] + c % 3 * at->blocks; }
 
+/* ---- what is fetched ahead --------------------------------------------------------------------------------------- */
+
+PL_INLINE int block_bytes(shape t) { return t.bytes / blocks_of(t); }
+
+PL_INLINE int64_t strip_bytes(shape t, const pl_acts *x) { return x->k / PL_BLOCK * block_bytes(t); }
+
+/* What a tile asks into the cache: a block of each strip with every `period`-th block that it computes. The hardware
+ * alone loses a stream that has several fields. */
+typedef struct fetch {
+    const uint8_t *from; /* of the first strip */
+    int64_t period, wait;
+} fetch;
+
+/* A lone tile runs ahead of itself. Of several that read the same strips the first would have to wait for memory, and
+ * the others leave it idle: so each fetches its part of the strips that come after. */
+PL_INLINE fetch fetch_of(shape t, int strips, const uint8_t *strip, const pl_acts *x, int64_t index, int64_t tiles) {
+    if (tiles == 1) return (fetch){pl_ahead(strip, x->ahead), 1, 0};
+    return (fetch){pl_ahead(strip, strips * strip_bytes(t, x) + index * block_bytes(t)), tiles, index};
+}
+
+PL_INLINE fetch fetch_step(shape t, int strips, int64_t stride, fetch f) {
+    if (f.wait > 0) return (fetch){f.from, f.period, f.wait - 1};
+    PL_UNROLL
+    for (int r = 0; r < strips; r++) pl_prefetch(pl_ahead(f.from, r * stride), 0, block_bytes(t));
+    return (fetch){pl_ahead(f.from, f.period * block_bytes(t)), f.period, f.period - 1};
+}
+
 /* ---- tiles ------------------------------------------------------------------------------------------------------- */
 
 typedef __m512i tile_dots[MOST_STRIPS][MOST_COLUMNS][2]; /* of either plane */
@@ -150,6 +177,12 @@ PL_INLINE __m512i start_of(shape t, int s, const pl_act_block *x) {
     if (!t.offset) return _mm512_setzero_si512();
     int32_t minus = steps_of(t) == 2 ? x->minus_half[s] : x->minus_sum;
     return _mm512_slli_epi32(_mm512_set1_epi32(minus), (unsigned)t.offset);
+}
+
+/* Keeps in its register what the compiler would rather load again for each use: loads are dearer than it believes. */
+PL_INLINE __m512i pinned(__m512i x) {
+    __asm__("" : "+v"(x));
+    return x;
 }
 
 /* sum = codes * a over the k that share scale s of the block, for each strip, column and plane. */
@@ -165,10 +198,11 @@ PL_INLINE void dots(shape t, int planes, int strips, int cols, const block *w, i
         int g = steps_of(t) == 2 ? s * 4 + i : i % 2 * 4 + i / 2; /* where free: the two nibbles of a byte in turn */
         __m512i codes[MOST_STRIPS];
         PL_UNROLL
-        for (int r = 0; r < strips; r++) codes[r] = group(t.bits, codes_of(t, w[r]), g);
+        for (int r = 0; r < strips; r++) codes[r] = pinned(group(t.bits, codes_of(t, w[r]), g));
         PL_UNROLL
         for (int c = 0; c < cols * planes; c++) {
             __m512i a = four_of(at, c / planes, c % planes, g);
+            if (strips > 1) a = pinned(a);
             PL_UNROLL
             for (int r = 0; r < strips; r++) {
                 __m512i *to = &sum[r][c / planes][c % planes];
@@ -182,6 +216,8 @@ PL_INLINE void dots(shape t, int planes, int strips, int cols, const block *w, i
 PL_INLINE void step(shape t, int planes, int strips, int cols, const block *w, int s, const columns *at, tile_sums y) {
     tile_dots sum;
     dots(t, planes, strips, cols, w, s, at, sum);
+    /* Where sums take nearly all registers, scales must not be loaded before their time. */
+    if (strips * cols * (planes + 1) >= 20) __asm__ volatile("" ::: "memory");
     PL_UNROLL
     for (int r = 0; r < strips; r++) {
         const __m512 scale = scale_of(t, w[r], s);
@@ -200,20 +236,16 @@ PL_INLINE void step(shape t, int planes, int strips, int cols, const block *w, i
 }
 
 PL_INLINE void tile(shape t, int planes, int strips, int cols, const uint8_t *strip, const pl_acts *x, int64_t first,
-                    float *y, int64_t ldy, int add) {
-    const int64_t stride = x->k / PL_BLOCK / blocks_of(t) * t.bytes;
+                    fetch f, float *y, int64_t ldy, int add) {
+    const int64_t stride = strip_bytes(t, x);
     columns at = columns_at(x, first, cols);
     tile_sums sum;
     PL_UNROLL
     for (int i = 0; i < strips * cols; i++) sum[i / cols][i % cols] = _mm512_setzero_ps();
     for (int64_t b = 0; b < at.blocks; b += blocks_of(t), strip += t.bytes) {
         for (int j = 0; j < blocks_of(t); j++, at = next_block(at, planes)) {
-            block w[MOST_STRIPS];
-            PL_UNROLL
-            for (int r = 0; r < strips; r++) {
-                w[r] = (block){strip + r * stride, j};
-                pl_prefetch(strip + r * stride + t.bytes / blocks_of(t) * j, x->ahead, t.bytes / blocks_of(t));
-            }
+            const block w[MOST_STRIPS] = {{strip, j}, {strip + stride, j}};
+            f = fetch_step(t, strips, stride, f);
             PL_UNROLL
             for (int s = 0; s < steps_of(t); s++) step(t, planes, strips, cols, w, s, &at, sum);
         }
@@ -225,22 +257,37 @@ PL_INLINE void tile(shape t, int planes, int strips, int cols, const uint8_t *st
 
 /* ---- instances --------------------------------------------------------------------------------------------------- */
 
+/* Columns of a tile of one strip, or of two, whose sums, codes and masks fit 32 registers. */
+PL_INLINE int widest(shape t, int planes, int strips) {
+    if (strips == 1) return planes == 2 && steps_of(t) == 2 && t.bits < 8 ? 6 : MOST_COLUMNS;
+    return planes == 2 ? 3 : blocks_of(t) > 1 || t.bits == 5 ? 5 : 6;
+}
+
 /* All columns of one strip or two, in tiles whose sums fit the registers. */
-PL_INLINE void columns_of_strips(shape t, int planes, int strips, int most, const uint8_t *strip, const pl_acts *x,
-                                 int64_t first, int64_t n, float *y, int64_t ldy, int add) {
+PL_INLINE void columns_of_strips(shape t, int planes, int strips, const uint8_t *strip, const pl_acts *x, int64_t first,
+                                 int64_t n, float *y, int64_t ldy, int add) {
+    const int most = widest(t, planes, strips);
+    const int64_t count = (n + most - 1) / most;
     PL_FOR_TILES(cols, most, n) {
+        const fetch f = fetch_of(t, strips, strip, x, count - tiles, count);
         switch (cols) {
-            case 1: tile(t, planes, strips, 1, strip, x, first, y, ldy, add); break;
-            case 2: tile(t, planes, strips, 2, strip, x, first, y, ldy, add); break;
-            case 3: tile(t, planes, strips, 3, strip, x, first, y, ldy, add); break;
+            case 1: tile(t, planes, strips, 1, strip, x, first, f, y, ldy, add); break;
+            case 2: tile(t, planes, strips, 2, strip, x, first, f, y, ldy, add); break;
+            case 3: tile(t, planes, strips, 3, strip, x, first, f, y, ldy, add); break;
             case 4:
-                if (most >= 4) tile(t, planes, strips, 4, strip, x, first, y, ldy, add);
+                if (most >= 4) tile(t, planes, strips, 4, strip, x, first, f, y, ldy, add);
                 break;
             case 5:
-                if (most >= 5) tile(t, planes, strips, 5, strip, x, first, y, ldy, add);
+                if (most >= 5) tile(t, planes, strips, 5, strip, x, first, f, y, ldy, add);
                 break;
             case 6:
-                if (most >= 6) tile(t, planes, strips, 6, strip, x, first, y, ldy, add);
+                if (most >= 6) tile(t, planes, strips, 6, strip, x, first, f, y, ldy, add);
+                break;
+            case 7:
+                if (most >= 7) tile(t, planes, strips, 7, strip, x, first, f, y, ldy, add);
+                break;
+            case 8:
+                if (most >= 8) tile(t, planes, strips, 8, strip, x, first, f, y, ldy, add);
                 break;
         }
         first += cols;
@@ -248,19 +295,20 @@ PL_INLINE void columns_of_strips(shape t, int planes, int strips, int most, cons
     }
 }
 
-/* Columns of a tile of two strips whose sums, codes and masks fit 32 registers. */
-PL_INLINE int widest_pair(shape t, int planes) { return planes == 2 ? 3 : blocks_of(t) > 1 || t.bits == 5 ? 5 : 6; }
+/* Strips go in pairs, which halves the loads of activations, where a lone tile holds all columns, or codes are bytes
+ * already. Others would rather be unpacked once for eight columns, and a lone column be read in one stream. */
+PL_INLINE int in_pairs(shape t, int planes, int64_t n) {
+    return n > 1 && (n <= widest(t, planes, 2) || (t.bits == 8 && n > MOST_COLUMNS));
+}
 
-/* Strips go in pairs, which halves the loads of activations, unless there is one column: then memory is the limit, and
- * it likes to be read in one stream. */
 PL_INLINE void matmul(shape t, int planes, const uint8_t *strip, int64_t count, const pl_acts *x, int64_t first,
                       int64_t n, float *y, int64_t ldy, int add) {
-    const int64_t stride = x->k / PL_BLOCK / blocks_of(t) * t.bytes;
-    for (; n > 1 && count > 1; count -= 2, strip += 2 * stride, y += 2 * PL_STRIP) {
-        columns_of_strips(t, planes, 2, widest_pair(t, planes), strip, x, first, n, y, ldy, add);
+    const int64_t stride = strip_bytes(t, x);
+    for (; count > 1 && in_pairs(t, planes, n); count -= 2, strip += 2 * stride, y += 2 * PL_STRIP) {
+        columns_of_strips(t, planes, 2, strip, x, first, n, y, ldy, add);
     }
     for (; count > 0; count--, strip += stride, y += PL_STRIP) {
-        columns_of_strips(t, planes, 1, MOST_COLUMNS, strip, x, first, n, y, ldy, add);
+        columns_of_strips(t, planes, 1, strip, x, first, n, y, ldy, add);
     }
 }
 

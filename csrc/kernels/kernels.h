@@ -72,6 +72,12 @@ typedef struct pl_kernels {
     /* out = gate / (1 + exp(-gate)) * up, (n16) */
     void (*swiglu)(const float *gate, const float *up, int64_t n16, float *out);
 
+    /* out = activation(gate) * up, or activation(gate) where up is NULL: elementwise.h. kind: PL_ACTIVATION_*. */
+    void (*activate)(int32_t kind, float limit, const float *gate, const float *up, int64_t n, float *out);
+
+    /* x = cap * tanh(x * (scale / cap)) in place, (n) */
+    void (*softcap)(float *x, int64_t n, float scale, float cap);
+
     /* s = exp(s * scale - m) in place, m = max(s * scale) in *max; returns the sum. s (n16), padded with -inf. */
     float (*softmax)(float *s, int64_t n16, float scale, float *max);
 
@@ -111,7 +117,11 @@ const pl_kernels *pl_kernels_by_name(const char *name); /* NULL if unknown or no
 void pl_strip_row(pl_packing packing, const void *strip, int64_t k, int32_t row, float *out);
 
 /* Kernels that are exact or elementwise, and that the compiler vectorises well from plain C. */
-void pl_add(float *x, const float *y, int64_t n);           /* x += y */
+void pl_add(float *x, const float *y, int64_t n);                     /* x += y */
+void pl_add_scaled(float *x, const float *y, float scale, int64_t n); /* x += scale * y, rounded twice */
+void pl_scale(float *x, float scale, int64_t n);                      /* x *= scale */
+/* out = x - mean x, the mean over 16 lanes as in all sums; the padding up to n16 becomes zeros. */
+void pl_centre(const float *x, int64_t n, float *out);
 void pl_rope(float *x, const float *cos_sin, int32_t dims); /* rotate pairs (i, i + dims / 2); (dims / 2, 2) */
 
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/math.h"
+#include "kernels/elementwise.h"
 #include "kernels/neon.h"
 #include "quant/f16.h"
 
@@ -240,6 +241,12 @@ void pl_neon_swiglu(const float *gate, const float *up, int64_t n16, float *out)
         vst1q_f32(out + i, vmulq_f32(sigmoid, vld1q_f32(up + i)));
     }
 }
+
+void pl_neon_activate(int32_t kind, float limit, const float *gate, const float *up, int64_t n, float *out) {
+    pl_activate(kind, limit, gate, up, n, out);
+}
+
+void pl_neon_softcap(float *x, int64_t n, float scale, float cap) { pl_softcap(x, n, scale, cap); }
 
 /* The first of the largest in s (n16); not a maximum instruction, which would return NaN or either of two zeros. */
 PL_INLINE float scale_and_find_largest(float *s, int64_t n16, float scale) {

@@ -14,6 +14,8 @@ pl_matmul_fn pl_neon_matmul_f32, pl_neon_matmul_f16, pl_neon_matmul_bf16;
 void pl_neon_quantize(const float *x, int64_t k, int32_t planes, int8_t *q, pl_act_block *blocks);
 void pl_neon_rmsnorm(const float *x, const float *weight, int64_t n, float eps, float *out);
 void pl_neon_swiglu(const float *gate, const float *up, int64_t n16, float *out);
+void pl_neon_activate(int32_t kind, float limit, const float *gate, const float *up, int64_t n, float *out);
+void pl_neon_softcap(float *x, int64_t n, float scale, float cap);
 float pl_neon_softmax(float *s, int64_t n16, float scale, float *max);
 void pl_neon_weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
                        int64_t heads, float *out);
@@ -276,6 +278,8 @@ PL_NEON_MATMUL(q6k, PL_PACK_Q6K, .bias = 0, .chain = 4, .steps = 2)
         .quantize = pl_neon_quantize, \
         .rmsnorm = pl_neon_rmsnorm, \
         .swiglu = pl_neon_swiglu, \
+        .activate = pl_neon_activate, \
+        .softcap = pl_neon_softcap, \
         .softmax = pl_neon_softmax, \
         .weigh_f16 = pl_neon_weigh_f16, \
         .weigh_f32 = pl_neon_weigh_f32, \

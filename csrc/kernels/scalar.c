@@ -3,6 +3,7 @@
 #include <stddef.h>
 
 #include "base/math.h"
+#include "kernels/elementwise.h"
 #include "kernels/kernels.h"
 #include "quant/f16.h"
 
@@ -306,6 +307,8 @@ static void swiglu(const float *gate, const float *up, int64_t n16, float *out) 
     for (int64_t i = 0; i < n16; i++) out[i] = gate[i] / (1.0f + pl_expf(-gate[i])) * up[i];
 }
 
+PL_ELEMENTWISE(scalar)
+
 static float softmax(float *s, int64_t n16, float scale, float *max) {
     float largest = -INFINITY, lane[16] = {0};
     for (int64_t i = 0; i < n16; i++) {
@@ -363,6 +366,8 @@ const pl_kernels pl_kernels_scalar = {
     .quantize = quantize,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
+    .activate = activate_scalar,
+    .softcap = softcap_scalar,
     .softmax = softmax,
     .weigh_f16 = weigh_f16,
     .weigh_f32 = weigh_f32,
@@ -372,6 +377,25 @@ const pl_kernels pl_kernels_scalar = {
 
 void pl_add(float *x, const float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+void pl_add_scaled(float *x, const float *y, float scale, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] += scale * y[i];
+}
+
+void pl_scale(float *x, float scale, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] *= scale;
+}
+
+void pl_centre(const float *x, int64_t n, float *out) {
+    int64_t n16 = (n + 15) / 16 * 16;
+    float lane[16] = {0};
+    for (int64_t i = 0; i < n16; i += 16) {
+        for (int j = 0; j < 16; j++) lane[j] += x[i + j];
+    }
+    float mean = fold(lane) / (float)n;
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] - mean;
+    for (int64_t i = n; i < n16; i++) out[i] = 0.0f;
 }
 
 void pl_rope(float *x, const float *cos_sin, int32_t dims) {

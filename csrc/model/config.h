@@ -3,7 +3,7 @@
 
 #include "pyllm.h"
 
-/* Checks every field against its range and the others; names the first that does not fit. */
-int32_t pl_config_check(const pl_config *config, pl_error *err);
+/* Checks every field against its range and the others; names the first that does not fit. layers (n_layers). */
+int32_t pl_config_check(const pl_config *config, const pl_layer_config *layers, pl_error *err);
 
 #endif

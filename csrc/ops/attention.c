@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/math.h"
+#include "ops/matmul.h"
 #include "quant/f16.h"
 
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
@@ -27,10 +28,6 @@ static void put(const pl_kv_layout *l, uint8_t *base, int64_t i, float x) {
     }
 }
 
-static float get(const pl_kv_layout *l, const uint8_t *base, int64_t i) {
-    return l->type == PL_TYPE_F16 ? pl_float_from_f16(((const uint16_t *)base)[i]) : ((const float *)base)[i];
-}
-
 static int64_t key_index(const pl_kv_layout *l, int64_t slot, int64_t d) {
     return (slot / PL_STRIP * l->d4 + d) * PL_STRIP + slot % PL_STRIP;
 }
@@ -40,9 +37,32 @@ void pl_kv_store(const pl_kv_layout *l, uint8_t *unit, int64_t slot, const float
     for (int64_t d = 0; d < l->head_dim; d++) put(l, unit + l->key_bytes, slot * l->d16 + d, v[d]);
 }
 
+static float get(const pl_kv_layout *l, const uint8_t *base, int64_t i) {
+    return l->type == PL_TYPE_F16 ? pl_float_from_f16(((const uint16_t *)base)[i]) : ((const float *)base)[i];
+}
+
 void pl_kv_load(const pl_kv_layout *l, const uint8_t *unit, int64_t slot, float *k, float *v) {
     for (int64_t d = 0; d < l->head_dim; d++) k[d] = get(l, unit, key_index(l, slot, d));
     for (int64_t d = 0; d < l->head_dim; d++) v[d] = get(l, unit + l->key_bytes, slot * l->d16 + d);
+}
+
+/* Where a position's value begins in a unit. */
+static size_t value_offset(const pl_kv_layout *l, int64_t slot) {
+    return l->key_bytes + (size_t)(slot * l->d16) * l->element;
+}
+
+void pl_kv_pack(const pl_kv_layout *l, const uint8_t *unit, int64_t slot, uint8_t *out) {
+    for (int64_t d = 0; d < l->head_dim; d++, out += l->element) {
+        memcpy(out, unit + (size_t)key_index(l, slot, d) * l->element, l->element);
+    }
+    memcpy(out, unit + value_offset(l, slot), (size_t)l->head_dim * l->element);
+}
+
+void pl_kv_unpack(const pl_kv_layout *l, uint8_t *unit, int64_t slot, const uint8_t *in) {
+    for (int64_t d = 0; d < l->head_dim; d++, in += l->element) {
+        memcpy(unit + (size_t)key_index(l, slot, d) * l->element, in, l->element);
+    }
+    memcpy(unit + value_offset(l, slot), in, (size_t)l->head_dim * l->element);
 }
 
 /* ---- one chunk -------------------------------------------------------------------------------------------------- */
@@ -51,16 +71,21 @@ void pl_kv_load(const pl_kv_layout *l, const uint8_t *unit, int64_t slot, float 
 typedef struct attention {
     const pl_kernels *kernels;
     const pl_kv_view *kv;
+    const pl_sight *sight;
     const pl_queries *queries;
     int64_t start;
     float *scores; /* (rows, PL_CHUNK) */
     float *values; /* (rows, d16) */
 } attention;
 
-/* How many positions of the chunk at `start` row r sees. */
-static int64_t visible(const pl_queries *q, int64_t r, int64_t start) {
-    int64_t n = q->first + r * q->step + 1 - start;
-    return n < 0 ? 0 : n > PL_CHUNK ? PL_CHUNK : n;
+/* Positions [begin, end) of the chunk; none where begin >= end. */
+typedef struct span { int64_t begin, end; } span;
+
+/* What row r sees of the chunk. */
+static span visible(const attention *a, int64_t r) {
+    int64_t position = a->queries->first + r * a->queries->step;
+    int64_t begin = pl_sight_begin(a->sight, position) - a->start, end = pl_sight_end(a->sight, position) - a->start;
+    return (span){begin < 0 ? 0 : begin, end > PL_CHUNK ? PL_CHUNK : end};
 }
 
 /* Where the keys and the values of page i lie. */
@@ -74,15 +99,16 @@ static int64_t ahead(const attention *a, const uint8_t *from, const uint8_t *nex
     return a->queries->step == 0 ? (int64_t)((uintptr_t)next - (uintptr_t)from) : 0;
 }
 
-/* scores (rows, PL_CHUNK) = q . k over the strips that any row sees, a page at a time. */
-static void score(const attention *a, int64_t n) {
+/* scores (rows, PL_CHUNK) = q . k over the strips of the pages that any row sees, a page at a time. */
+static void score(const attention *a, span seen) {
     const pl_kv_layout *l = a->kv->layout;
     pl_acts x = {.f = a->queries->q, .ld = a->queries->ldq, .k = l->head_dim};
     pl_packing packing = l->type == PL_TYPE_F16 ? PL_PACK_F16 : PL_PACK_F32;
-    int64_t first = a->start / PL_PAGE;
-    for (int64_t t = 0; t < n; t += PL_PAGE) {
-        int64_t left = (n - t + PL_STRIP - 1) / PL_STRIP, strips = PL_PAGE / PL_STRIP, page = first + t / PL_PAGE;
-        x.ahead = ahead(a, keys_of(a, page), t + PL_PAGE < n ? keys_of(a, page + 1) : values_of(a, first));
+    int64_t first = a->start / PL_PAGE + seen.begin / PL_PAGE;
+    for (int64_t t = seen.begin / PL_PAGE * PL_PAGE; t < seen.end; t += PL_PAGE) {
+        int64_t left = (seen.end - t + PL_STRIP - 1) / PL_STRIP, strips = PL_PAGE / PL_STRIP;
+        int64_t page = (a->start + t) / PL_PAGE;
+        x.ahead = ahead(a, keys_of(a, page), t + PL_PAGE < seen.end ? keys_of(a, page + 1) : values_of(a, first));
         a->kernels->matmul[packing](keys_of(a, page), left < strips ? left : strips, &x, 0, a->queries->rows,
                                     a->scores + t, PL_CHUNK, 0);
     }
@@ -113,40 +139,76 @@ static void weigh(const attention *a, int64_t begin, int64_t end, int64_t row, i
     }
 }
 
-void pl_attend_chunk(const pl_kernels *kernels, const pl_kv_view *kv, float scale, const pl_queries *q, int64_t start,
-                     float *work, pl_attended out) {
-    attention a = {kernels, kv, q, start, work, out.values};
-    score(&a, visible(q, q->rows - 1, start));
+/* s = e^(score - m) over what a row sees, zeros in what else there is of its strips; the sum of them. Whole strips, so
+ * that a position's lane is the same wherever a window begins. */
+static float weights(const attention *a, pl_scoring scoring, span seen, float *s, float *max) {
+    int64_t begin = seen.begin / PL_STRIP * PL_STRIP, n16 = pl_pad(seen.end - begin);
+    float scale = scoring.scale;
+    if (scoring.cap > 0) {
+        a->kernels->softcap(s + seen.begin, seen.end - seen.begin, scale, scoring.cap);
+        scale = 1.0f;
+    }
+    for (int64_t t = begin; t < seen.begin; t++) s[t] = -INFINITY;
+    for (int64_t t = seen.end; t < begin + n16; t++) s[t] = -INFINITY;
+    return a->kernels->softmax(s + begin, n16, scale, max);
+}
+
+/* What all rows see, and what any of them does. Neither end lies further back for a later row. */
+static span seen_by_all(const attention *a) {
+    return (span){visible(a, a->queries->rows - 1).begin, visible(a, 0).end};
+}
+
+static span seen_by_any(const attention *a) {
+    return (span){visible(a, 0).begin, visible(a, a->queries->rows - 1).end};
+}
+
+void pl_attend_chunk(const pl_kernels *kernels, const pl_kv_view *kv, pl_scoring scoring, const pl_sight *sight,
+                     const pl_queries *q, int64_t start, float *work, pl_attended out) {
+    attention a = {kernels, kv, sight, q, start, work, out.values};
+    score(&a, seen_by_any(&a));
     for (int64_t r = 0; r < q->rows; r++) {
-        float *s = work + r * PL_CHUNK;
-        int64_t n = visible(q, r, start), n16 = (n + 15) / 16 * 16;
-        for (int64_t t = n; t < n16; t++) s[t] = -INFINITY;
+        span seen = visible(&a, r);
         out.max[r] = -INFINITY;
-        out.sum[r] = n > 0 ? kernels->softmax(s, n16, scale, &out.max[r]) : 0.0f;
+        out.sum[r] = seen.begin < seen.end ? weights(&a, scoring, seen, work + r * PL_CHUNK, &out.max[r]) : 0.0f;
     }
     memset(out.values, 0, (size_t)(q->rows * kv->layout->d16) * sizeof *out.values);
-    int64_t common = visible(q, 0, start);
-    weigh(&a, 0, common, 0, q->rows);
-    for (int64_t r = 0; r < q->rows; r++) weigh(&a, common, visible(q, r, start), r, 1);
+    span common = seen_by_all(&a);
+    if (common.begin > common.end) common.begin = common.end = PL_CHUNK; /* there is no such thing */
+    for (int64_t r = 0; r < q->rows; r++) {
+        span seen = visible(&a, r);
+        weigh(&a, seen.begin, seen.end < common.begin ? seen.end : common.begin, r, 1);
+    }
+    weigh(&a, common.begin, common.end, 0, q->rows);
+    for (int64_t r = 0; r < q->rows; r++) weigh(&a, common.end, visible(&a, r).end, r, 1);
 }
 
 /* ---- all chunks ------------------------------------------------------------------------------------------------- */
 
 void pl_attend_fold(int64_t rows, int64_t d16, pl_attended so_far, pl_attended chunk) {
     for (int64_t r = 0; r < rows; r++) {
+        float *values = so_far.values + r * d16;
+        const float *more = chunk.values + r * d16;
         if (chunk.sum[r] == 0) continue; /* sees none of it: others have at least their largest score, exp(0) */
+        if (so_far.sum[r] == 0) {        /* the first that it sees */
+            so_far.max[r] = chunk.max[r];
+            so_far.sum[r] = chunk.sum[r];
+            memcpy(values, more, (size_t)d16 * sizeof *values);
+            continue;
+        }
         float top = chunk.max[r] > so_far.max[r] ? chunk.max[r] : so_far.max[r];
         float old = pl_expf(so_far.max[r] - top), new = pl_expf(chunk.max[r] - top);
         so_far.max[r] = top;
         so_far.sum[r] = so_far.sum[r] * old + chunk.sum[r] * new;
-        float *values = so_far.values + r * d16;
-        const float *more = chunk.values + r * d16;
         for (int64_t d = 0; d < d16; d++) values[d] = values[d] * old + more[d] * new;
     }
 }
 
-void pl_attend_finish(const pl_kv_layout *layout, pl_attended all, int64_t r, float *out) {
+void pl_attend_finish(const pl_kv_layout *layout, pl_attended all, int64_t r, const float *sink, float *out) {
     float inverse = 1.0f / all.sum[r];
     const float *values = all.values + r * layout->d16;
+    if (sink != NULL) { /* as a chunk of its own that comes last */
+        float top = *sink > all.max[r] ? *sink : all.max[r], old = pl_expf(all.max[r] - top);
+        inverse = old / (all.sum[r] * old + pl_expf(*sink - top));
+    }
     for (int64_t d = 0; d < layout->head_dim; d++) out[d] = values[d] * inverse;
 }

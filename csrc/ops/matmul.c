@@ -83,6 +83,14 @@ void pl_acts_set(const pl_kernels *kernels, pl_act_buffer *b, int64_t c, const f
     }
 }
 
+void pl_acts_copy(pl_act_buffer *b, int64_t to, const pl_act_buffer *from, int64_t c, int64_t k, int32_t planes) {
+    size_t ldq = (size_t)pl_acts_ldq(k, planes), blocks = (size_t)(k / PL_BLOCK);
+    memcpy(pl_acts_column(b, to), pl_acts_column(from, c), (size_t)pl_pad(k) * sizeof *b->f);
+    if (planes == 0) return;
+    memcpy(b->q + (size_t)to * ldq, from->q + (size_t)c * ldq, (size_t)(k * planes));
+    memcpy(b->blocks + (size_t)to * blocks, from->blocks + (size_t)c * blocks, blocks * sizeof *b->blocks);
+}
+
 pl_acts pl_acts_view(const pl_act_buffer *b, int64_t first, int64_t k, int32_t planes) {
     int64_t ldq = pl_acts_ldq(k, planes);
     return (pl_acts){.f = b->f + first * b->ld,
@@ -98,7 +106,7 @@ pl_acts pl_acts_view(const pl_act_buffer *b, int64_t first, int64_t k, int32_t p
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
 /* Columns per pass over the strips: their activations should stay in the L2 cache beside a strip. */
-enum { COLUMNS_PER_PASS = 96, PASS_BYTES = 256 * 1024 };
+enum { COLUMNS_PER_PASS = 96, PASS_BYTES = 512 * 1024 };
 
 static int64_t columns_per_pass(const pl_matrix *w, const pl_acts *x) {
     int64_t bytes = pl_packings[w->packing].floats ? 4 * x->k : x->planes * x->k;

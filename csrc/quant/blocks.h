@@ -43,6 +43,9 @@ typedef struct {
 
 typedef struct { uint8_t d[2], scales_h[2], scales_l[4], qs[128]; } pl_block_iq4_xs;
 typedef struct { uint8_t e, qs[16]; } pl_block_mxfp4;
+typedef struct { uint8_t d[4], qs[32]; } pl_block_nvfp4; /* 64 weights in 4 sub-blocks of 16; d: UE4M3 */
+typedef struct { uint8_t d[2], qs[16]; } pl_block_q1_0;  /* 128 weights */
+typedef struct { uint8_t d[2], qs[16]; } pl_block_q2_0;  /* 64 weights */
 typedef struct { uint8_t qs[48], qh[4], d[2]; } pl_block_tq1_0;
 typedef struct { uint8_t qs[64], d[2]; } pl_block_tq2_0;
 
@@ -62,6 +65,8 @@ _Static_assert(sizeof(pl_block_q4_k) == 144 && sizeof(pl_block_q5_k) == 176 && s
 _Static_assert(sizeof(pl_block_q2_k) == 84 && sizeof(pl_block_q3_k) == 110 && sizeof(pl_block_q8_k) == 292,
                "block size");
 _Static_assert(sizeof(pl_block_iq4_xs) == 136 && sizeof(pl_block_mxfp4) == 17, "block size");
+_Static_assert(sizeof(pl_block_nvfp4) == 36 && sizeof(pl_block_q1_0) == 18 && sizeof(pl_block_q2_0) == 18,
+               "block size");
 _Static_assert(sizeof(pl_block_tq1_0) == 54 && sizeof(pl_block_tq2_0) == 66, "block size");
 _Static_assert(sizeof(pl_block_iq2_xxs) == 66 && sizeof(pl_block_iq2_xs) == 74 && sizeof(pl_block_iq2_s) == 82,
                "block size");

@@ -2,20 +2,7 @@
 #ifndef PL_QUANT_F16_H
 #define PL_QUANT_F16_H
 
-#include <stdint.h>
-#include <string.h>
-
-static inline float pl_float_from_bits(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static inline uint32_t pl_float_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
+#include "base/math.h"
 
 static inline float pl_float_from_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;

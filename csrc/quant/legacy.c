@@ -118,11 +118,7 @@ static void pack_q5_1(const pl_source *source, int64_t row, void *strip, int32_t
 
 /* ---- quantising ------------------------------------------------------------------------------------------------- */
 
-static float put_f16(uint8_t at[2], float value) {
-    uint16_t half = pl_f16_from_float(value);
-    memcpy(at, &half, sizeof half);
-    return pl_float_from_f16(half);
-}
+static void put16(uint8_t at[2], uint16_t value) { memcpy(at, &value, sizeof value); }
 
 /* As ggml does, to the bit: with 255 steps there is nothing to search for. */
 static void quantize_q8_0(const float *x, int64_t cols, void *out) {
@@ -131,24 +127,51 @@ static void quantize_q8_0(const float *x, int64_t cols, void *out) {
         float largest = 0;
         for (int j = 0; j < 32; j++) largest = fabsf(x[k + j]) > largest ? fabsf(x[k + j]) : largest;
         float d = largest / 127, inverse = d > 0 ? 1 / d : 0;
-        put_f16(block->d, d);
+        put16(block->d, pl_f16_from_float(d));
         for (int j = 0; j < 32; j++) block->qs[j] = (int8_t)roundf(x[k + j] * inverse);
     }
 }
 
-/* Codes (32) from 0 on of a block with one scale and, if there is an m, a minimum. Both go where they belong. */
-static void fit_block(const float *x, int high, uint8_t d[2], uint8_t *m, int8_t code[32]) {
-    float weight[32];
-    pl_fit_weights(x, 32, weight);
-    if (m) {
-        pl_fit fit = pl_fit_affine(x, weight, 32, high, 1);
-        float scale = put_f16(d, fit.scale), minimum = -put_f16(m, -fit.minimum);
-        pl_fit_codes(x, 32, scale, minimum, 0, high, code);
-    } else {
-        int half = (high + 1) / 2;
-        pl_fit fit = pl_fit_scale(x, weight, 32, -half, high - half);
-        pl_fit_codes(x, 32, put_f16(d, fit.scale), 0, -half, high - half, code);
-        for (int j = 0; j < 32; j++) code[j] = (int8_t)(code[j] + half);
+/* What a block is made of: codes from 0 on, one scale and, in the _1 types, one minimum. */
+typedef struct fitted {
+    uint16_t d, m; /* f16 */
+    int8_t code[32];
+} fitted;
+
+static void fit_scales(const pl_groups *groups, const float *x, int count, int high, fitted *out) {
+    int half = (high + 1) / 2;
+    pl_fits fits;
+    pl_fit_scale(groups, -half, high - half, &fits);
+    for (int l = 0; l < count; l++, out++) {
+        out->d = pl_f16_from_float(fits.scale[l / 4][l % 4]);
+        pl_fit_codes(x + 32 * l, 32, pl_float_from_f16(out->d), 0, -half, high - half, out->code);
+        for (int j = 0; j < 32; j++) out->code[j] = (int8_t)(out->code[j] + half);
+    }
+}
+
+static void fit_minima(const pl_groups *groups, const float *x, int count, int high, fitted *out) {
+    pl_fits fits;
+    pl_fit_affine(groups, high, 1, &fits);
+    for (int l = 0; l < count; l++, out++) {
+        out->d = pl_f16_from_float(fits.scale[l / 4][l % 4]);
+        out->m = pl_f16_from_float(-fits.minimum[l / 4][l % 4]);
+        pl_fit_codes(x + 32 * l, 32, pl_float_from_f16(out->d), -pl_float_from_f16(out->m), 0, high, out->code);
+    }
+}
+
+typedef void fit_blocks(const pl_groups *groups, const float *x, int count, int high, fitted *out);
+typedef void put_block(const fitted *in, void *block);
+
+/* A row x (cols), as many blocks at a time as are searched together. */
+static void quantize_row(const float *x, int64_t cols, fit_blocks fit, int high, put_block put, size_t block_bytes,
+                         void *out) {
+    for (int64_t b = 0; b < cols / 32; b += PL_FIT_LANES) {
+        int count = cols / 32 - b < PL_FIT_LANES ? (int)(cols / 32 - b) : PL_FIT_LANES;
+        pl_groups groups;
+        fitted fits[PL_FIT_LANES];
+        pl_groups_load(&groups, x + 32 * b, 32, count);
+        fit(&groups, x + 32 * b, count, high, fits);
+        for (int l = 0; l < count; l++) put(&fits[l], (uint8_t *)out + (size_t)(b + l) * block_bytes);
     }
 }
 
@@ -162,42 +185,48 @@ static void put_fifth_bits(const int8_t code[32], uint8_t qh[4]) {
     pl_store32(qh, bits);
 }
 
-static void quantize_q4_0(const float *x, int64_t cols, void *out) {
+static void put_q4_0(const fitted *in, void *out) {
     pl_block_q4_0 *block = out;
-    for (int64_t k = 0; k < cols; k += 32, block++) {
-        int8_t code[32];
-        fit_block(x + k, 15, block->d, NULL, code);
-        put_nibbles(code, block->qs);
-    }
+    put16(block->d, in->d);
+    put_nibbles(in->code, block->qs);
+}
+
+static void put_q4_1(const fitted *in, void *out) {
+    pl_block_q4_1 *block = out;
+    put16(block->d, in->d);
+    put16(block->m, in->m);
+    put_nibbles(in->code, block->qs);
+}
+
+static void put_q5_0(const fitted *in, void *out) {
+    pl_block_q5_0 *block = out;
+    put16(block->d, in->d);
+    put_nibbles(in->code, block->qs);
+    put_fifth_bits(in->code, block->qh);
+}
+
+static void put_q5_1(const fitted *in, void *out) {
+    pl_block_q5_1 *block = out;
+    put16(block->d, in->d);
+    put16(block->m, in->m);
+    put_nibbles(in->code, block->qs);
+    put_fifth_bits(in->code, block->qh);
+}
+
+static void quantize_q4_0(const float *x, int64_t cols, void *out) {
+    quantize_row(x, cols, fit_scales, 15, put_q4_0, sizeof(pl_block_q4_0), out);
 }
 
 static void quantize_q4_1(const float *x, int64_t cols, void *out) {
-    pl_block_q4_1 *block = out;
-    for (int64_t k = 0; k < cols; k += 32, block++) {
-        int8_t code[32];
-        fit_block(x + k, 15, block->d, block->m, code);
-        put_nibbles(code, block->qs);
-    }
+    quantize_row(x, cols, fit_minima, 15, put_q4_1, sizeof(pl_block_q4_1), out);
 }
 
 static void quantize_q5_0(const float *x, int64_t cols, void *out) {
-    pl_block_q5_0 *block = out;
-    for (int64_t k = 0; k < cols; k += 32, block++) {
-        int8_t code[32];
-        fit_block(x + k, 31, block->d, NULL, code);
-        put_nibbles(code, block->qs);
-        put_fifth_bits(code, block->qh);
-    }
+    quantize_row(x, cols, fit_scales, 31, put_q5_0, sizeof(pl_block_q5_0), out);
 }
 
 static void quantize_q5_1(const float *x, int64_t cols, void *out) {
-    pl_block_q5_1 *block = out;
-    for (int64_t k = 0; k < cols; k += 32, block++) {
-        int8_t code[32];
-        fit_block(x + k, 31, block->d, block->m, code);
-        put_nibbles(code, block->qs);
-        put_fifth_bits(code, block->qh);
-    }
+    quantize_row(x, cols, fit_minima, 31, put_q5_1, sizeof(pl_block_q5_1), out);
 }
 
 const pl_type pl_type_q8_0 = {{PL_TYPE_Q8_0, "Q8_0", 32, 34}, PL_PACK_Q8, dequantize_q8_0, pack_q8_0, quantize_q8_0};

@@ -1,5 +1,5 @@
-/* IQ4_NL, IQ4_XS, MXFP4: four bits that choose one of sixteen numbers. And Q8_K, which llama.cpp keeps activations in
- * and files hold now and then. */
+/* IQ4_NL, IQ4_XS, MXFP4, NVFP4: four bits that choose one of sixteen numbers. And Q8_K, which llama.cpp keeps
+ * activations in and files hold now and then. */
 #include <math.h>
 
 #include "quant/coded.h"
@@ -40,6 +40,28 @@ static void open_mxfp4(const uint8_t *bytes, int part, pl_coded *out) {
     (void)part;
     pl_coded_scale(out, half_power(block->e));
     look_up(e2m1, block->qs, out->code);
+}
+
+/* Half of an unsigned 8-bit float, 4 bits of exponent and 3 of mantissa, since the codes are doubled. 0x7f is its NaN,
+ * which ggml reads as 0; the top bit is no sign and is ignored. */
+static float half_e4m3(uint8_t bits) {
+    int exponent = bits >> 3 & 15, mantissa = bits & 7;
+    if (bits == 0x7f) return 0;
+    if (exponent == 0) return (float)mantissa * 0x1p-10f;
+    return (float)(8 + mantissa) * pl_float_from_bits((uint32_t)(exponent - 11 + 127) << 23);
+}
+
+/* Sixteen weights under each scale: element j < 8 is the low nibble of byte j, element j + 8 the high one. */
+static void open_nvfp4(const uint8_t *bytes, int part, pl_coded *out) {
+    const pl_block_nvfp4 *block = (const pl_block_nvfp4 *)bytes;
+    for (int half = 0; half < 2; half++) {
+        const uint8_t *qs = block->qs + 16 * part + 8 * half;
+        out->scale[half] = half_e4m3(block->d[2 * part + half]);
+        for (int j = 0; j < 8; j++) {
+            out->code[16 * half + j] = e2m1[qs[j] & 15];
+            out->code[16 * half + j + 8] = e2m1[qs[j] >> 4];
+        }
+    }
 }
 
 static void open_q8_k(const uint8_t *bytes, int part, pl_coded *out) {
@@ -113,4 +135,5 @@ static void quantize_iq4_nl(const float *x, int64_t cols, void *out) {
 PL_CODED_TYPE(iq4_nl, PL_TYPE_IQ4_NL, "IQ4_NL", 32, 18, PL_PACK_Q8, quantize_iq4_nl)
 PL_CODED_TYPE(iq4_xs, PL_TYPE_IQ4_XS, "IQ4_XS", 256, 136, PL_PACK_Q8F, NULL)
 PL_CODED_TYPE(mxfp4, PL_TYPE_MXFP4, "MXFP4", 32, 17, PL_PACK_Q8F, NULL)
+PL_CODED_TYPE(nvfp4, PL_TYPE_NVFP4, "NVFP4", 64, 36, PL_PACK_Q8H, NULL)
 PL_CODED_TYPE(q8_k, PL_TYPE_Q8_K, "Q8_K", 256, 292, PL_PACK_Q8F, NULL)

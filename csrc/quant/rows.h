@@ -7,8 +7,8 @@
 extern const pl_type pl_type_f32, pl_type_f16, pl_type_bf16;                                         /* floats.c */
 extern const pl_type pl_type_q8_0, pl_type_q4_0, pl_type_q4_1, pl_type_q5_0, pl_type_q5_1;           /* legacy.c */
 extern const pl_type pl_type_q2_k, pl_type_q3_k, pl_type_q4_k, pl_type_q5_k, pl_type_q6_k;           /* kquants.c */
-extern const pl_type pl_type_iq4_nl, pl_type_iq4_xs, pl_type_mxfp4, pl_type_q8_k;                    /* nonlinear.c */
-extern const pl_type pl_type_tq1_0, pl_type_tq2_0;                                                   /* ternary.c */
+extern const pl_type pl_type_iq4_nl, pl_type_iq4_xs, pl_type_mxfp4, pl_type_nvfp4, pl_type_q8_k;     /* nonlinear.c */
+extern const pl_type pl_type_tq1_0, pl_type_tq2_0, pl_type_q2_0, pl_type_q1_0;                       /* ternary.c */
 extern const pl_type pl_type_iq2_xxs, pl_type_iq2_xs, pl_type_iq2_s, pl_type_iq3_xxs, pl_type_iq3_s; /* grids.c */
 extern const pl_type pl_type_iq1_s, pl_type_iq1_m;
 extern const pl_type pl_type_llama2c_q8; /* llama2c.c */

@@ -18,7 +18,7 @@ static const pl_type *const table[] = {
     &pl_type_q5_0,  &pl_type_q5_1,  &pl_type_q4_k,    &pl_type_q5_k,   &pl_type_q6_k,   &pl_type_llama2c_q8,
     &pl_type_q2_k,  &pl_type_q3_k,  &pl_type_q8_k,    &pl_type_iq4_nl, &pl_type_iq4_xs, &pl_type_mxfp4,
     &pl_type_tq1_0, &pl_type_tq2_0, &pl_type_iq2_xxs, &pl_type_iq2_xs, &pl_type_iq2_s,  &pl_type_iq3_xxs,
-    &pl_type_iq3_s, &pl_type_iq1_s, &pl_type_iq1_m,
+    &pl_type_iq3_s, &pl_type_iq1_s, &pl_type_iq1_m,   &pl_type_nvfp4,  &pl_type_q2_0,   &pl_type_q1_0,
 };
 enum { TABLE_SIZE = sizeof table / sizeof *table };
 
@@ -71,11 +71,11 @@ int32_t pl_source_check(const pl_source *s, pl_error *err) {
     return PL_OK;
 }
 
-static int groups_fit_blocks(const pl_source *s) { return s->group % PL_BLOCK == 0 && s->cols % PL_BLOCK == 0; }
-
+/* llama2.c's groups need not line up with blocks; NVFP4 has blocks of 64 and strips of 256. */
 pl_packing pl_source_packing(const pl_source *s) {
-    if (s->type == PL_TYPE_LLAMA2C_Q8 && !groups_fit_blocks(s)) return PL_PACK_F32;
-    return pl_type_row(s->type)->packing;
+    pl_packing packing = pl_type_row(s->type)->packing;
+    int fits = s->group % PL_BLOCK == 0 && s->cols % pl_packings[packing].elements == 0;
+    return fits ? packing : PL_PACK_F32;
 }
 
 void pl_source_pack_row(const pl_source *s, int64_t row, void *strip, int32_t lane, float *scratch) {

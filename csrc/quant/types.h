@@ -21,8 +21,8 @@ const pl_type *pl_type_row(int32_t id); /* NULL if unknown */
 /* Checks type, shape and nbytes against each other; names what does not fit. */
 int32_t pl_source_check(const pl_source *source, pl_error *err);
 
-/* The packing `source` gets, and its packing function. A llama2.c tensor whose groups do not line up with blocks of
- * 32 is unpacked to floats (through scratch (cols)): exact, and such files are small. */
+/* The packing `source` gets, and its packing function. A tensor whose rows or groups do not line up with the strip's
+ * blocks is unpacked to floats (through scratch (cols)): exact, and such files are small. */
 pl_packing pl_source_packing(const pl_source *source);
 void pl_source_pack_row(const pl_source *source, int64_t row, void *strip, int32_t lane, float *scratch);
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pyllm.architectures.binding import Binding, bind
-from pyllm.architectures.metadata import checked
-from pyllm.config import ModelConfig
+from pyllm.architectures.draft import LLAMA, Draft, Part
+from pyllm.architectures.fields import Fields
 from pyllm.formats.checkpoint import Checkpoint
 
 NAMES = {
@@ -20,19 +19,19 @@ NAMES = {
     "down": "layers.{layer}.w2",
     "final_norm": "final_norm",
     "head": "wcls",
-    "rope_factors": "",  # the format has none
 }
 
 
-def describe(checkpoint: Checkpoint) -> ModelConfig:
-    """The config of a llama2.c file."""
+def describe(checkpoint: Checkpoint) -> Draft:
+    """A llama2.c file."""
+    fields = Fields(checkpoint.path, checkpoint.metadata, "llama2c.")
+    draft = Draft(checkpoint, fields, {slot: (Part(name),) for slot, name in NAMES.items()})
     field = {key.removeprefix("llama2c."): value for key, value in checkpoint.metadata.items()}
     head_dim = field["dim"] // field["n_heads"]
-    config = ModelConfig(
+    draft.set(
         architecture="llama2c",
         dim=field["dim"],
         hidden_dim=field["hidden_dim"],
-        n_layers=field["n_layers"],
         n_heads=field["n_heads"],
         n_kv_heads=field["n_kv_heads"],
         head_dim=head_dim,
@@ -43,9 +42,7 @@ def describe(checkpoint: Checkpoint) -> ModelConfig:
         rope_dims=head_dim,
         rope_interleaved=True,
     )
-    return checked(config, checkpoint)
-
-
-def bindings(checkpoint: Checkpoint, config: ModelConfig) -> list[Binding]:
-    """Every tensor of the file in its slot."""
-    return bind(checkpoint, config, NAMES)
+    draft.begin_layers(field["n_layers"])
+    draft.needs(*LLAMA)
+    draft.may_have("head")
+    return draft

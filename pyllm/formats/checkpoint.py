@@ -43,8 +43,8 @@ class Checkpoint:
     """
 
     path: Path
-    format: str  # "gguf", "llama2c"
-    metadata: Mapping[str, Any]  # GGUF keys as they stand; llama2.c fields under "llama2c.*"
+    format: str  # "gguf", "llama2c", "huggingface"
+    metadata: Mapping[str, Any]  # GGUF keys or config.json as they stand; llama2.c fields under "llama2c.*"
     tensors: Mapping[str, TensorSpec]  # by the file's own names
     buffer: Buffer
     more: tuple[Buffer, ...] = ()  # of a model in several files: the second and later ones

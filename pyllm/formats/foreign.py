@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyllm.errors import ModelFormatError, PyllmError, UnsupportedModelError
 
-READS = "pyllm reads GGUF files and llama2.c .bin files"
+READS = "pyllm reads GGUF files, Hugging Face folders and llama2.c .bin files"
 SNIFF_BYTES = 512  # enough for every test below
 
 # First bytes -> what it is. These hold models, only not in a form that pyllm reads.
@@ -44,7 +44,9 @@ def refusal(path: Path, head: bytes, size: int, v0_flaw: str | None) -> PyllmErr
     `v0_flaw` is why it is not a llama2.c v0 file, which has no magic to tell by.
     """
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size:
-        return UnsupportedModelError(f"{path}: a safetensors file: convert the model to GGUF; {READS}")
+        return UnsupportedModelError(
+            f"{path}: a safetensors file: weights alone; give the folder that holds it beside its config.json"
+        )
     for magic, what in OTHER_MODELS:
         if head.startswith(magic):
             return UnsupportedModelError(f"{path}: this looks like {what}; {READS}")

@@ -43,6 +43,18 @@ def encode(type_: int, value: Any) -> bytes:
     return struct.pack("<I", type_) + _payload(type_, value)
 
 
+def encode_value(value: Any) -> bytes:
+    """A metadata value as the type that its Python type stands for: int is uint32, float fp32.
+
+    In a list, which must not be empty, the first element stands for all, and int is int32.
+    """
+    kinds: dict[type, int] = {bool: BOOL, int: UINT32, float: FLOAT32, str: STRING, bytes: STRING}
+    if isinstance(value, list):
+        kind = kinds[type(value[0])]
+        return encode_array(INT32 if kind == UINT32 else kind, value)
+    return encode(kinds[type(value)], value)
+
+
 def encode_array(type_: int, values: Sequence[Any]) -> bytes:
     """An array of values of one type as it stands in a file."""
     head = struct.pack("<IIQ", ARRAY, type_, len(values))
@@ -66,7 +78,7 @@ def write_gguf(
 ) -> None:
     """Writes a file. `metadata` holds encoded values; `pieces` gives a tensor's bytes in as many pieces as it likes."""
     with replacing(Path(path)) as file:
-        file.write(_head(metadata, tensors))
+        file.write(head(metadata, tensors))
         _pad(file)
         for tensor in tensors:
             written = sum(file.write(piece) for piece in pieces(tensor))
@@ -75,7 +87,7 @@ def write_gguf(
             _pad(file)
 
 
-def _head(metadata: Mapping[str, bytes], tensors: Sequence[Outline]) -> bytes:
+def head(metadata: Mapping[str, bytes], tensors: Sequence[Outline]) -> bytes:
     """Everything before the tensors' data."""
     out = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():

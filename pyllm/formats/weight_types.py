@@ -26,8 +26,9 @@ class WeightType:
 
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = 0, 1, 2, 3, 6, 7, 8
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = 10, 11, 12, 13, 14
-IQ4_NL, BF16 = 20, 30
+IQ4_NL, BF16, MXFP4 = 20, 30, 39
 LLAMA2C_Q8 = 1000  # int8[n], then fp32 scales[n / group]; the group size stands in the file's header
+U8 = 1001
 
 _RUNNABLE = (
     WeightType(F32, "F32", 1, 4, True),
@@ -55,7 +56,10 @@ _RUNNABLE = (
     WeightType(BF16, "BF16", 1, 2, True),
     WeightType(34, "TQ1_0", 256, 54, True),
     WeightType(35, "TQ2_0", 256, 66, True),
-    WeightType(39, "MXFP4", 32, 17, True),
+    WeightType(MXFP4, "MXFP4", 32, 17, True),
+    WeightType(40, "NVFP4", 64, 36, True),
+    WeightType(41, "Q1_0", 128, 18, True),
+    WeightType(42, "Q2_0", 64, 18, True),
 )
 
 _KNOWN = (
@@ -65,12 +69,24 @@ _KNOWN = (
     WeightType(26, "I32", 1, 4),
     WeightType(27, "I64", 1, 8),
     WeightType(28, "F64", 1, 8),
-    WeightType(40, "NVFP4", 64, 36),
-    WeightType(41, "Q1_0", 128, 18),
-    WeightType(42, "Q2_0", 64, 18),
 )
 
 WEIGHT_TYPES = {row.id: row for row in (*_RUNNABLE, *_KNOWN)}
+
+# What safetensors files may hold besides GGUF's types; there are no kernels for these.
+_FOREIGN = (
+    WeightType(U8, "U8", 1, 1),
+    WeightType(1002, "BOOL", 1, 1),
+    WeightType(1003, "F8_E4M3", 1, 1),
+    WeightType(1004, "F8_E5M2", 1, 1),
+    WeightType(1005, "F8_E8M0", 1, 1),
+    WeightType(1006, "U16", 1, 2),
+    WeightType(1007, "U32", 1, 4),
+    WeightType(1008, "U64", 1, 8),
+)
+
+#: The types of a safetensors header, by the names they have there.
+SAFETENSORS_TYPES = {row.name: row for row in (*(WEIGHT_TYPES[i] for i in (0, 1, 30, 24, 25, 26, 27, 28)), *_FOREIGN)}
 
 FLOATS = (F32, F16, BF16)
 
@@ -90,7 +106,7 @@ def type_name(type_id: int) -> str:
     """A type's name for people: "Q4_K", "LLAMA2C_Q8", or "number 77" where nothing is known about it."""
     if type_id == LLAMA2C_Q8:
         return "LLAMA2C_Q8"
-    row = WEIGHT_TYPES.get(type_id)
+    row = WEIGHT_TYPES.get(type_id) or next((row for row in _FOREIGN if row.id == type_id), None)
     return row.name if row else WITHDRAWN.get(type_id, f"number {type_id}")
 
 

@@ -60,7 +60,7 @@ class Tokenizer(ABC):
         such as those that an embedding model reads, end with it. eos_ids: all ids that end a text or a turn.
     stop_ids: ids at which generation stops; the same as eos_ids, but for llama2.c's files.
     control_ids: ids that add nothing to the text, and that text becomes only with `special=True`.
-    chat_template: the usual template of conversations, as Jinja source, or None. chat_templates: all of them, by name.
+    chat_templates: the templates of conversations by name, as Jinja source; the usual one is "default".
     """
 
     def __init__(self, traits: Traits) -> None:
@@ -71,11 +71,19 @@ class Tokenizer(ABC):
         self.eos_ids: frozenset[int] = traits.eos_ids
         self.stop_ids: frozenset[int] = traits.eos_ids if traits.stop_ids is None else traits.stop_ids
         self.control_ids: frozenset[int] = frozenset(traits.control)
-        self.chat_template: str | None = traits.chat_templates.get("default")
         self.chat_templates: Mapping[str, str] = MappingProxyType(dict(traits.chat_templates))
         self.add_bos: bool = traits.add_bos
         self.add_eos: bool = traits.add_eos
         self._known_bytes: dict[int, bytes] = {}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The usual template of conversations, or None. May be set: your own then takes the place of all there are."""
+        return self.chat_templates.get("default")
+
+    @chat_template.setter
+    def chat_template(self, source: str) -> None:
+        self.chat_templates = MappingProxyType({"default": source})
 
     # ---- loading ----------------------------------------------------------------------------------------------------
 
@@ -192,6 +200,11 @@ class Tokenizer(ABC):
     def control_texts(self) -> Mapping[int, str]:
         """How control tokens are written in text, by id; "" for those that are not."""
         return self._traits.control
+
+    @property
+    def user_defined_texts(self) -> Mapping[int, str]:
+        """The texts that become one token wherever they stand, by id."""
+        return self._traits.user_defined
 
     def special_text(self, token: int) -> str:
         """How a token that templates name, such as BOS, is written in text."""

@@ -46,7 +46,7 @@ def encode_chat(
     `TokenizerError` where there is no chat template or it refuses the conversation, with its own message; `TypeError`
     and `ValueError` for what is no conversation.
     """
-    source = _choose_template(tokenizer, template, bool(tools))
+    source = choose_template(tokenizer, template, bool(tools))
     foreign = _foreign(messages, tools, documents, variables)
     text, tags = _render(tokenizer, source, foreign, add_generation_prompt)
     parts: list[str | int] = []
@@ -67,13 +67,14 @@ def render_chat(
     variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a conversation, for people: encoding it would let messages speak in control tokens."""
-    source = _choose_template(tokenizer, template, bool(tools))
+    source = choose_template(tokenizer, template, bool(tools))
     foreign = _foreign(messages, tools, documents, variables)
     text, tags = _render(tokenizer, source, foreign, add_generation_prompt)
     return tags.show(text)
 
 
-def _choose_template(tokenizer: Tokenizer, name: str | None, with_tools: bool) -> str:
+def choose_template(tokenizer: Tokenizer, name: str | None, with_tools: bool) -> str:
+    """The source of the template that `encode_chat` takes."""
     known = tokenizer.chat_templates
     if not known:
         raise TokenizerError(
@@ -95,7 +96,8 @@ def _foreign(
 ) -> dict[str, Any]:
     """All that the template sees but does not come from the model's files."""
     conversation = [_checked(message, number) for number, message in enumerate(_listed(messages))]
-    given = {"messages": conversation, "tools": list(tools) if tools else None}
+    listed = list(tools) if tools else None
+    given = {"messages": conversation, "tools": listed, "xml_tools": listed}  # as SmolLM 3's template names them
     return {**(variables or {}), **given, "documents": list(documents) if documents else None}
 
 

@@ -51,6 +51,11 @@ class JsonVocabulary(Tokenizer):
         """As everywhere, but that white space beside some added tokens falls away."""
         return super()._arranged(self._eat_spaces(list(parts)))
 
+    @property
+    def eats_spaces(self) -> bool:
+        """Whether some added tokens swallow the white space beside them."""
+        return bool(self._eats_left or self._eats_right)
+
     def _eat_spaces(self, parts: list[str | int]) -> list[str | int]:
         """Some added tokens swallow the white space beside them."""
         for at, part in enumerate(parts):

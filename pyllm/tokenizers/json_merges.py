@@ -102,6 +102,21 @@ class JsonMergesTokenizer(JsonVocabulary):
         )
         super().__init__(added, set(step_types(spec.get("decoder"))), pieces, traits)
 
+    @property
+    def how(self) -> Pretokenizer:
+        """How a text becomes words."""
+        return self._plan.how
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether a space is put before a text."""
+        return self._plan.prefix is not None
+
+    @property
+    def merges(self) -> list[str]:
+        """The merges as the file has them, two pieces with a space between, the most frequent first."""
+        return [merge if isinstance(merge, str) else " ".join(merge) for merge in self._model["merges"]]
+
     @cached_property
     def _merges(self) -> NativeBPE:
         from pyllm._core import NativeBPE, NativeWords  # here: decoding works without the extension
@@ -128,7 +143,7 @@ class JsonMergesTokenizer(JsonVocabulary):
 
     def _merges_of_text(self) -> list[str]:
         """The merges, but those that would make control tokens."""
-        merges = _spaced(self._model["merges"])
+        merges = self.merges
         control = [text for token in self.control_ids if (text := self._pieces[token]) in self._model["vocab"]]
         refused = {f"{text[:cut]} {text[cut:]}" for text in control for cut in range(1, len(text))}
         return [merge for merge in merges if merge not in refused] if refused else merges

@@ -43,6 +43,11 @@ class SentencePieceTokenizer(Tokenizer):
         own = (i for i in control if i < self._n_own and i != self._library.unk_id())
         self._never_from_text = frozenset(i for i in own if not self._library.is_control(i))
 
+    @property
+    def library(self) -> Any:
+        """The library's processor; it knows nothing of tokens that were added."""
+        return self._library
+
     def _add(self, facts: FolderFacts, control: dict[int, str], source: str) -> dict[int, str]:
         """Takes in the tokens that were added to the model's. Gives those that are no control tokens."""
         user_defined: dict[int, str] = {}

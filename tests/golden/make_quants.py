@@ -7,6 +7,8 @@ Needs ``pip install numpy gguf``. Run it as ``python make_quants.py``; it writes
     ordinary size; rows 2 and 3 cycle through blocks that are all zero, all ones, and random under a zero, negative
     zero, subnormal, smallest normal, largest and negative scale. No scale is infinite or NaN (F16 and BF16 do hold
     infinities).
+``T_hostile_raw``, ``T_hostile_values``
+    The same of one row whose scales, or weights, are infinite or NaN.
 ``T_values``
     (4, 1024) float32: exactly what they stand for. With a scale in half precision every product is exact in float32,
     so fused or not, there is one rounding and one answer. (ggml's own C gives the same bits, here and in quantising.)
@@ -14,7 +16,8 @@ Needs ``pip install numpy gguf``. Run it as ``python make_quants.py``; it writes
     (4, 256) float32, rows of ordinary, tiny, large and special (zeros, ties, one outlier) numbers, and the bytes that
     ``gguf.quants.quantize`` gives for them, where it can quantise to T.
 
-for T in every type of `tinygguf.BLOCKS`, F16 and BF16. The package knows Q8_K's size alone; its values are d times q.
+for T in every type of `tinygguf.BLOCKS`, F16 and BF16. Three types it cannot dequantise; their values follow here from
+what they are: d times q for Q8_K, d or -d for Q1_0, d times (q - 1) for Q2_0.
 """
 
 from __future__ import annotations
@@ -23,25 +26,31 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 sys.path.append(str(Path(__file__).parent.parent))
-from tinygguf import BLOCKS, put_scales
+from tinygguf import BF16, BLOCKS, F16, Q1_0, Q2_0, Q8_K, put_scales
 
 HERE = Path(__file__).parent
 ROWS = 4
 COLUMNS = 1024
 
-FLOATS = ("F16", "BF16")
+FLOATS = (F16, BF16)
 QUANTISERS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
-ODD_SCALES = (0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0xB555)  # bits of half-precision numbers
+# Bits of half-precision numbers: odd ones, and those that are none.
+ODD_SCALES = (0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0xB555)
+HOSTILE_SCALES = (0x7C00, 0xFC00, 0x7E00, 0xFFFF)
 
 
-def blocks_of(name: str, rng: np.random.Generator) -> np.ndarray:
+def name_of(type_id: int) -> str:
+    """The name of a type, also of one that this version of the package does not list."""
+    return "Q2_0" if type_id == Q2_0 else GGMLQuantizationType(type_id).name
+
+
+def blocks_of(type_id: int, rng: np.random.Generator) -> np.ndarray:
     """Make the raw rows of a block type."""
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
-    offsets = list(BLOCKS[GGMLQuantizationType[name]][2])
+    block, size, offsets = BLOCKS[type_id]
     count = ROWS * COLUMNS // block
     blocks = rng.integers(0, 256, (count, size), np.uint8)
     scales = (rng.standard_normal((count, len(offsets))) * 0.02).astype("<f2")
@@ -55,29 +64,55 @@ def blocks_of(name: str, rng: np.random.Generator) -> np.ndarray:
             blocks[i] = 0xFF
             scales[i] = 0.75
         else:
-            scales[i] = [odd[kind], odd[(kind * 3 + 1) % len(odd)]][: scales.shape[1]]
+            scales[i] = [odd[(kind * (2 * j + 1) + j) % len(odd)] for j in range(scales.shape[1])]
     for j, offset in enumerate(offsets):
-        put_scales(blocks, GGMLQuantizationType[name], offset, np.ascontiguousarray(scales[:, j]))
-    if name == "MXFP4":
+        put_scales(blocks, type_id, offset, np.ascontiguousarray(scales[:, j]))
+    if name_of(type_id) == "MXFP4":
         blocks[: count // 2, 0] = np.arange(count // 2) * 4 % 255  # other powers of two than halves have
     return blocks.reshape(ROWS, -1)
 
 
-def values_of(name: str, raw: np.ndarray) -> np.ndarray:
+def hostile_blocks_of(type_id: int, rng: np.random.Generator) -> np.ndarray:
+    """Make one raw row whose scales are no finite numbers; of two, one may be."""
+    block, size, offsets = BLOCKS[type_id]
+    blocks = rng.integers(0, 256, (COLUMNS // block, size), np.uint8)
+    odd = np.array((*HOSTILE_SCALES, 0x3C00), "<u2").view("<f2")
+    for j, offset in enumerate(offsets):
+        put_scales(blocks, type_id, offset, odd[(np.arange(len(blocks)) * (j + 1) + j) % len(odd)])
+    return blocks.reshape(1, -1)
+
+
+def values_of(type_id: int, raw: np.ndarray) -> np.ndarray:
     """Dequantise rows."""
-    if name != "Q8_K":
-        return dequantize(raw, GGMLQuantizationType[name])
-    blocks = raw.reshape(-1, 292)
-    return (blocks[:, :4].copy().view("<f4") * blocks[:, 4:260].view(np.int8)).reshape(ROWS, COLUMNS)
+    if type_id not in (Q8_K, Q1_0, Q2_0):
+        return dequantize(raw, GGMLQuantizationType(type_id))
+    blocks = raw.reshape(-1, BLOCKS[type_id][1])
+    if type_id == Q8_K:
+        scales, codes = blocks[:, :4].copy().view("<f4"), blocks[:, 4:260].view(np.int8)
+    else:
+        width = 1 if type_id == Q1_0 else 2  # bits, the lowest first
+        scales = blocks[:, :2].copy().view("<f2").astype(np.float32)
+        fields = blocks[:, 2:, None] >> np.arange(0, 8, width, np.uint8) & (2**width - 1)
+        codes = fields.reshape(len(blocks), -1).astype(np.float32)
+        codes = codes * 2 - 1 if type_id == Q1_0 else codes - 1
+    return (scales * codes).reshape(len(raw), COLUMNS)
 
 
-def floats_of(name: str, rng: np.random.Generator) -> np.ndarray:
+def floats_of(type_id: int, rng: np.random.Generator) -> np.ndarray:
     """Make the raw rows of a 16-bit float type: any bits that are not NaN."""
     bits = rng.integers(0, 1 << 16, (ROWS, COLUMNS), np.uint16)
-    infinity = 0x7C00 if name == "F16" else 0x7F80
+    infinity = 0x7C00 if type_id == F16 else 0x7F80
     bits[2, :8] = [0, 0x8000, 1, 0x8001, infinity, infinity | 0x8000, infinity - 1, (infinity - 1) | 0x8000]
     bits = np.where((bits & 0x7FFF) > infinity, bits & 0xBFFF, bits).astype("<u2")
     return bits.view(np.uint8).reshape(ROWS, -1)
+
+
+def hostile_floats_of(type_id: int, rng: np.random.Generator) -> np.ndarray:
+    """Make one raw row of a 16-bit float type that is all infinities and NaNs."""
+    infinity = 0x7C00 if type_id == F16 else 0x7F80
+    bits = rng.integers(0, 1 << 16, (1, COLUMNS), np.uint16) | infinity
+    bits[0, :4] = [infinity, infinity | 0x8000, infinity + 1, 0xFFFF]
+    return bits.astype("<u2").view(np.uint8)
 
 
 def numbers(rng: np.random.Generator) -> np.ndarray:
@@ -97,13 +132,16 @@ def numbers(rng: np.random.Generator) -> np.ndarray:
 def main() -> None:
     """Make the file."""
     arrays: dict[str, np.ndarray] = {"x": numbers(np.random.default_rng(20240229))}
-    for name in (*FLOATS, *(GGMLQuantizationType(type_id).name for type_id in BLOCKS)):
-        rng = np.random.default_rng([20240229, GGMLQuantizationType[name]])
-        raw = floats_of(name, rng) if name in FLOATS else blocks_of(name, rng)
-        values = values_of(name, raw)
+    for type_id in (*FLOATS, *BLOCKS):
+        name, rng = name_of(type_id), np.random.default_rng([20240229, type_id])
+        raw = floats_of(type_id, rng) if type_id in FLOATS else blocks_of(type_id, rng)
+        values = values_of(type_id, raw)
         if np.isnan(values).any() or values.shape != (ROWS, COLUMNS) or values.dtype != np.float32:
             raise ValueError(f"{name}: {values.shape} {values.dtype}, or a NaN")
         arrays[f"{name}_raw"], arrays[f"{name}_values"] = raw, values
+        raw = hostile_floats_of(type_id, rng) if type_id in FLOATS else hostile_blocks_of(type_id, rng)
+        with np.errstate(invalid="ignore"):  # infinity times zero
+            arrays[f"{name}_hostile_raw"], arrays[f"{name}_hostile_values"] = raw, values_of(type_id, raw)
     for name in QUANTISERS:
         arrays[f"{name}_quantized"] = quantize(arrays["x"], GGMLQuantizationType[name]).view(np.uint8)
     np.savez_compressed(HERE / "quants.npz", **arrays)
