@@ -20,6 +20,7 @@ from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
 from pyllm import Sampler
+from pyllm._core import NativeModel, Part
 from pyllm.prefixes import WORTH_KEEPING, Prefixes
 from pyllm.speculation import Speculation
 
