@@ -263,8 +263,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     versions: dict[str, str] = {}
     for name in arguments.engine or DEFAULT_ENGINES:
         print(f"{name} ...", file=sys.stderr)
-        source = (arguments.model, arguments.threads, arguments.converted)
-        versions[name], results[name] = opened(measure, name, reference, *source)
+        setup = (arguments.model, arguments.threads, arguments.converted)
+        versions[name], results[name] = opened(measure, name, reference, *setup)
     if arguments.json:
         engines = {name: {"version": versions[name], **asdict(row)} for name, row in results.items()}
         record = {"date": conditions.today(), "model": arguments.model.name, "reference": source, "engines": engines}

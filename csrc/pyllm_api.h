@@ -169,7 +169,7 @@ typedef struct pl_config {
     float activation_limit;   /* of PL_ACTIVATION_SILU_CLAMPED */
     float rope_base;          /* theta */
     float rope_local_base;    /* theta of layers whose rope is PL_ROPE_LOCAL; 0 where there are none */
-    float rope_scale;         /* what cosines and sines are multiplied with; 1 but for YaRN and its kin */
+    float rope_scale;         /* what the main rope's cosines and sines are multiplied with; 1 but for YaRN's kin */
     int32_t rope_dims;        /* leading dimensions of a head that rotate; even, at most head_dim */
     int32_t rope_interleaved; /* 1: the file pairs dimensions (2i, 2i+1); 0: (i, i + rope_dims / 2) */
     int32_t rope_original;    /* sequences longer than this use PL_SLOT_ROPE_FACTORS_LONG; 0: none do */
@@ -305,6 +305,22 @@ int32_t pl_session_state_write(pl_session *session, const void *data, size_t nby
 /* Keys (rotated) and values of one layer as fp32, each (n_kv_heads, position, head_dim). The dimensions of a key that
  * rotate together are i and i + rope_dims / 2, whatever the file's order. */
 int32_t pl_session_kv_read(const pl_session *session, int32_t layer, float *keys, float *values, pl_error *err);
+/* ---- adapters --------------------------------------------------------------------------------------------------- */
+
+/* Low-rank additions (LoRA) to some of a model's matrices: y = W x + b becomes y + B (scale (A x)), in fp32. */
+typedef struct pl_adapter pl_adapter;
+
+int32_t pl_adapter_new(pl_model *model, pl_adapter **out, pl_error *err);
+/* a (rank, cols) and b (rows, rank) for a bound matrix (rows, cols) of a layer, its rows in the order of the model's own
+ * file. An adapter that a session has had is frozen. */
+int32_t pl_adapter_bind(pl_adapter *adapter, int32_t slot, int32_t layer, int32_t expert, const pl_source *a,
+                        const pl_source *b, pl_error *err);
+void pl_adapter_release(pl_adapter *adapter); /* drops the caller's reference; sessions hold their own */
+/* What an empty session and its forks are evaluated with from now on: n adapters, added in this order. 0: none. */
+int32_t pl_session_adapt(pl_session *session, pl_adapter *const *adapters, const float *scales, int32_t n,
+                         pl_error *err);
+
+/* ---- evaluation -------------------------------------------------------------------------------------------------- */
 
 /* One sequence's share of a forward pass. */
 typedef struct pl_run {

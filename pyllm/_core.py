@@ -319,6 +319,26 @@ class NativeModel:
         self._pointer = None  # not ffi.release(): another thread may be on its way into C with the same pointer
 
 
+class NativeAdapter:
+    """A `pl_adapter`: low-rank additions to some of a model's matrices. Frozen once a session has it."""
+
+    def __init__(self, model: NativeModel) -> None:
+        err, out = _error(), ffi.new("pl_adapter **")
+        check(lib.pl_adapter_new(model.pointer, out, err), err)
+        self.pointer = ffi.gc(out[0], lib.pl_adapter_release)
+
+    def bind(self, slot: str, layer: int, a: np.ndarray, b: np.ndarray, expert: int = 0) -> None:
+        """Add B A to a bound matrix (rows, cols): a (rank, cols) and b (rows, rank), float32.
+
+        Rows are in the order of the model's own file. Raises ModelFormatError where the shapes do not fit.
+        """
+        err, a, b = _error(), np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
+        (rank, cols), (rows, inner) = a.shape, b.shape
+        low, _low = _source(lib.PL_TYPE_F32, rank, cols, a, 0)
+        high, _high = _source(lib.PL_TYPE_F32, rows, inner, b, 0)
+        check(lib.pl_adapter_bind(self.pointer, SLOTS[slot], layer, expert, low, high, err), err)
+
+
 def _room(rows: int, width: int) -> tuple[np.ndarray, Any]:
     """A read-only float32 array (rows, width), and the buffer through which C fills it."""
     array = np.empty((rows, width), np.float32)
@@ -423,6 +443,13 @@ class NativeSession:
     def expect(self, length: int) -> None:
         """Say how long the sequence will be. The session is empty afterwards where that changes RoPE's factors."""
         lib.pl_session_expect(self.pointer, length)
+
+    def adapt(self, adapters: Sequence[tuple[NativeAdapter, float]]) -> None:
+        """Evaluate with these adapters and their scales from now on. For an empty session; forks take them over."""
+        err = _error()
+        pointers = ffi.new("pl_adapter *[]", [adapter.pointer for adapter, _ in adapters])
+        scales = ffi.new("float[]", [scale for _, scale in adapters])
+        check(lib.pl_session_adapt(self.pointer, pointers, scales, len(adapters), err), err)
 
     def truncate(self, position: int) -> None:
         """Go back to `position`, giving pages behind it back."""

@@ -267,9 +267,14 @@ class Generation:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The whole reply as a message to go on with: "role", "content" (without calls), and "tool_calls" if any."""
+        """The whole reply as a message to go on with: "role", "content" (without calls), and "tool_calls" if any.
+
+        Also "reasoning_content", where there are tools and the model's family marks its thoughts by control tokens.
+        """
         reply = self._reply()
         message: dict[str, Any] = {"role": "assistant", "content": reply.content if reply else self.text}
+        if reply and reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
         if reply and reply.calls:
             message["tool_calls"] = [
                 {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}

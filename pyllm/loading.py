@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pyllm import _core, architectures
+from pyllm import _core
 from pyllm.architectures import Binding
-from pyllm.config import ModelConfig
 from pyllm.errors import ModelFormatError
 from pyllm.formats.checkpoint import Checkpoint, TensorSpec
 from pyllm.formats.weight_types import F32, FLOATS, MXFP4, WEIGHT_TYPES, fitting_type
@@ -21,20 +22,20 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 def bind_all(
     native: _core.NativeModel,
     checkpoint: Checkpoint,
-    config: ModelConfig,
+    bindings: Sequence[Binding],
     dtype: int | None,
     progress: Progress | bool | None,
 ) -> None:
     """Pack every tensor into the model's memory, in the order of the file, and let its pages go."""
-    bindings = sorted(architectures.bindings(checkpoint, config), key=lambda b: (b.tensor.part, b.tensor.offset))
-    total, done = sum(_share(b, config) for b in bindings), 0
+    bindings = sorted(bindings, key=lambda b: (b.tensor.part, b.tensor.offset))
+    total, done = sum(map(_share, bindings)), 0
     with reporting(progress, f"loading {checkpoint.path.name}") as report:
         for b, following in zip(bindings, [*bindings[1:], None], strict=True):
             type_id, data = _as(dtype, checkpoint, b, *stored(checkpoint, b), native.threads)
             native.bind(b.slot, b.layer, type_id, b.rows, b.cols, data, b.tensor.group, b.expert)
             if following is None or following.tensor is not b.tensor:
                 forget(checkpoint, b.tensor)
-            done += _share(b, config)
+            done += _share(b)
             report(done, total)
     native.finish()
 
@@ -64,17 +65,22 @@ def stored(checkpoint: Checkpoint, b: Binding) -> tuple[int, Any]:
         return type_id, _transposed(data, type_id, b)
     if part.runs:
         data = _gathered(data, b)
+    if b.row is not None:
+        row = _core.dequantize(b.row.type_id, 1, b.cols, checkpoint.view(b.row)[: b.row.nbytes // _row_count(b.row)])
+        return F32, _core.dequantize(type_id, b.rows, b.cols, data) + row
     if part.plus:
         values = _core.dequantize(type_id, b.rows, b.cols, data)
         return F32, values + np.float32(part.plus)
     return type_id, data
 
 
-def _share(b: Binding, config: ModelConfig) -> int:
-    """Bytes of the file that one of several bindings of a tensor stands for."""
-    of = b.part.runs.of if b.part.runs else 0
-    nbytes = b.tensor.nbytes * (b.part.runs.count if b.part.runs else 1) // (of or 1)
-    return nbytes // (config.n_experts if b.part.stacked else 1)
+def _share(b: Binding) -> int:
+    """Bytes of the file that go into a slot."""
+    return b.tensor.nbytes * b.rows * b.cols // math.prod(b.tensor.shape)
+
+
+def _row_count(spec: TensorSpec) -> int:
+    return spec.shape[0] if len(spec.shape) > 1 else 1
 
 
 def _slice(data: Any, count: int, index: int) -> Any:
@@ -83,7 +89,7 @@ def _slice(data: Any, count: int, index: int) -> Any:
     return data[index * nbytes : (index + 1) * nbytes]
 
 
-def _rows(array: Any, b: Binding) -> Any:
+def rows_of(array: Any, b: Binding) -> Any:
     """The rows of (of, ...) that a part takes, as a view where they lie in one run, else as a copy."""
     runs = b.part.runs
     if runs is None:
@@ -97,13 +103,13 @@ def _rows(array: Any, b: Binding) -> Any:
 def _gathered(data: Any, b: Binding) -> Bytes:
     """Some rows of a matrix, or some elements of a vector, as they are stored."""
     assert b.part.runs is not None
-    return np.ascontiguousarray(_rows(np.frombuffer(data, np.uint8).reshape(b.part.runs.of, -1), b))
+    return np.ascontiguousarray(rows_of(np.frombuffer(data, np.uint8).reshape(b.part.runs.of, -1), b))
 
 
 def _transposed(data: Any, type_id: int, b: Binding) -> Bytes:
     """Floats stored as (cols, of) in the order that they are used in."""
     words = np.frombuffer(data, np.dtype(f"<u{WEIGHT_TYPES[type_id].block_bytes}")).reshape(b.cols, -1)
-    return np.ascontiguousarray(_rows(words.T, b)).view(np.uint8)
+    return np.ascontiguousarray(rows_of(words.T, b)).view(np.uint8)
 
 
 def _microscaled(blocks: Any, scales: Any, b: Binding) -> Bytes:
@@ -113,8 +119,8 @@ def _microscaled(blocks: Any, scales: Any, b: Binding) -> Bytes:
     """
     count, runs = b.tensor.shape[0], b.part.runs
     shape = (runs.of if runs else b.rows, b.cols // 32)
-    codes = _rows(np.frombuffer(_slice(blocks, count, b.expert), np.uint8).reshape(*shape, 16), b)
-    exponents = _rows(np.frombuffer(_slice(scales, count, b.expert), np.uint8).reshape(shape), b)
+    codes = rows_of(np.frombuffer(_slice(blocks, count, b.expert), np.uint8).reshape(*shape, 16), b)
+    exponents = rows_of(np.frombuffer(_slice(scales, count, b.expert), np.uint8).reshape(shape), b)
     out = np.empty((*exponents.shape, 17), np.uint8)
     out[..., 0] = exponents
     values = np.stack((codes & 15, codes >> 4), axis=-1).reshape(*exponents.shape, 2, 16)

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllm import _core, architectures, formats
+from pyllm.adapters import Adapter, open_adapter, pairs_of
 from pyllm.batching import Batch
 from pyllm.conversation import encode_conversation
-from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError
+from pyllm.embedding import POOLINGS, embed, pooling_of
+from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError, UnsupportedModelError
+from pyllm.formats import adapter
+from pyllm.formats.folder import FORMAT as FOLDER_FORMAT
 from pyllm.formats.weight_types import MAKEABLE, type_name
 from pyllm.loading import bind_all, dequantized
 from pyllm.machine import available_threads
@@ -28,15 +32,25 @@ from pyllm.scheduler import Scheduler
 from pyllm.session import Options, OwnSteps, Session, begin_generation, open_session, restore_session
 from pyllm.speculation import PromptLookup, SmallerModel, Speculation
 from pyllm.tokenizers import Tokenizer
+from pyllm.tokenizers.folder import generation_defaults
+from pyllm.tokenizers.loading import load_folder
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import numpy.typing as npt
 
+    from pyllm.adapters import Adapters
+    from pyllm.architectures import Binding
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
     from pyllm.grammar import Grammar
     from pyllm.hooks import LogitsProcessor
+
+    AnyPath: TypeAlias = str | os.PathLike[str]
+    #: Files of adapters, each alone or with a scale.
+    AdapterPaths: TypeAlias = AnyPath | Sequence[AnyPath | tuple[AnyPath, float]]
 
 __all__ = ["Model", "Score", "Session", "load"]
 
@@ -69,16 +83,18 @@ def load(
     draft: str | os.PathLike[str] | Model | None = None,
     prefix_cache: int | None = PREFIX_CACHE,
     kv_memory: int | None = None,
+    adapters: AdapterPaths = (),
     progress: Progress | bool | None = None,
 ) -> Model:
     """Load a model.
 
-    `source`: a model file (GGUF, llama2.c `.bin`), or a catalogue name such as "smollm2-135m", fetched if need be.
+    `source`: a model file (GGUF, llama2.c `.bin`), a Hugging Face folder (`config.json` and `.safetensors` files), or a
+    catalogue name such as "smollm2-135m", fetched if need be.
     `threads`: None means as many as this process may really use (`machine.available_threads`).
     `context_length`: positions of a session that asks for none; None means what the model was made for.
     `precision`: "high" (16-bit activations, the model's own answer) or "fast" (8-bit, about twice the prefill rate).
     `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16, but f32 for llama2.c's files, so that their
-    texts are run.c's to the letter.
+    texts are run.c's to the letter, and for encoders, which keep none.
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
     `dtype`: a weight type such as "q8_0" or "q4_k" that matrices stored as F32, F16 or BF16 are quantised to while they
     are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
@@ -89,6 +105,8 @@ def load(
     read again; what was not used for longest goes first. 0 or None: none stay. Answers are the same to the bit.
     `kv_memory`: bytes that keys and values may take in all, those of the prefix cache too, which make room for others.
     What does not fit raises `OutOfMemoryError`. None: as many as memory has.
+    `adapters`: low-rank adapters (LoRA) that all sessions are evaluated with: paths, each alone or with a scale, for
+    `Model.adapter`.
     `progress`: a callable (done, total) in bytes, or True for a bar on a terminal.
 
     Raises `ModelFormatError` for a damaged file, `UnsupportedModelError` for one that pyllm cannot run,
@@ -97,7 +115,7 @@ def load(
     """
     arguments: dict[str, Any] = {"threads": threads, "context_length": context_length, "precision": precision}
     arguments |= {"tokenizer": tokenizer, "dtype": dtype, "speculation": speculation, "draft": draft}
-    arguments |= {"prefix_cache": prefix_cache, "kv_memory": kv_memory}
+    arguments |= {"prefix_cache": prefix_cache, "kv_memory": kv_memory, "adapters": _absolute(adapters)}
     threads = available_threads() if threads is None else _checked_threads(threads)
     _check_choice("precision", precision, PLANES)
     _check_choice("kv_dtype", kv_dtype, (*KV_DTYPES, None))
@@ -107,12 +125,13 @@ def load(
     checkpoint = formats.open_checkpoint(find(source, progress))
     try:
         config = architectures.describe(checkpoint)
-        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" else "f16")
+        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" or not config.causal else "f16")
+        bindings = architectures.bindings(checkpoint, config)
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
-            bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
-            return Model(native, checkpoint, config, chosen, arguments | {"kv_dtype": kv_dtype})
+            bind_all(native, checkpoint, bindings, MAKEABLE.get(dtype or ""), progress)
+            return Model(native, checkpoint, bindings, config, chosen, arguments | {"kv_dtype": kv_dtype})
         except BaseException:
             native.close()
             raise
@@ -146,6 +165,7 @@ class Model:
         self,
         native: _core.NativeModel,
         checkpoint: Checkpoint,
+        bindings: Sequence[Binding],
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         arguments: Mapping[str, Any],
@@ -155,19 +175,22 @@ class Model:
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
         self._path = checkpoint.path.absolute()
-        self._fingerprint = fingerprint(self._path)
+        self._fingerprint = fingerprint(formats.files_of(self._path))
         self._format = checkpoint.format
         self._notes = dict(checkpoint.notes)
         self._types = _count_types(checkpoint.tensors.values())
+        self._parameters = sum(b.rows * b.cols for b in bindings if b.tensor.inline is None)
         self._bos_id, self._stop_ids = _text_limits(checkpoint, tokenizer)
-        self._default_sampler = sampler_from_metadata(checkpoint.metadata)
+        self._default_sampler = sampler_from_metadata(_generation_defaults(checkpoint))
         self._context_length = min(config.context_length, _core.LONGEST_CONTEXT)
         self._context_length = self._session_length(arguments["context_length"])
         self._prefixes = Prefixes(arguments["prefix_cache"] or 0, native.kv_page_bytes, config.rope_original)
         if arguments["kv_memory"] is not None:
             native.limit_kv(arguments["kv_memory"] // native.kv_page_bytes)
+        self._pooling = pooling_of(checkpoint)
         self._scheduler = Scheduler(native, self._prefixes.make_room)
         self._draft = _open_draft(arguments["draft"], config)
+        self._adapters = tuple((self.adapter(path), scale) for path, scale in arguments["adapters"])
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
@@ -233,6 +256,11 @@ class Model:
         return self._default_sampler
 
     @property
+    def adapters(self) -> tuple[tuple[Adapter, float], ...]:
+        """The adapters, with their scales, that the model was loaded with."""
+        return self._adapters
+
+    @property
     def identity(self) -> dict[str, str]:
         """What must be equal for a saved session to be of use: the file, and the arithmetic."""
         facts = {"fingerprint": self._fingerprint, "precision": self.precision, "kv_dtype": self.kv_dtype}
@@ -245,7 +273,7 @@ class Model:
             "format": self._format,
             **self._notes,
             **asdict(self._config),
-            "parameters": parameter_count(self._config),
+            "parameters": self._parameters,
             "tensors": self._types,
             "tokenizer": type(self._tokenizer).__name__ if self._tokenizer else None,
             "chat_template": bool(self._tokenizer and self._tokenizer.chat_template),
@@ -422,17 +450,72 @@ class Model:
                     scores.append(self._score(fork, [ids[-1], *ending]))
         return scores
 
+    def embed(
+        self, texts: str | Iterable[str | Sequence[int]], *, pooling: str | None = None, normalize: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """A vector for each text, or sequence of token ids: float32 (n, dim); a lone text is one of one.
+
+        `pooling`: "mean" of the states after all tokens, "cls", the state of the first, or "last"; None means what the
+        model's files say, else "mean". `normalize`: to length 1, so that dot products are cosines. The states are what
+        the head would read, after the final norm. Texts are framed as the model's files say, such as with [CLS] and
+        [SEP]; each is read alone, so a vector does not depend on the others.
+
+        Raises `ContextLengthError` for a text longer than the context, `ValueError` for an empty one,
+        `UnsupportedModelError` where the files ask for another way to pool, `TokenizerError` for text without a
+        tokenizer.
+        """
+        _check_choice("pooling", pooling, (*POOLINGS, None))
+        self.check_open()
+        usual, obstacle = self._pooling
+        if not (pooling or usual):
+            raise UnsupportedModelError(
+                f"{self._path}: {obstacle}, a way to make one vector of a text's that pyllm does not know: say which "
+                f"to take, pooling= one of {', '.join(POOLINGS)}"
+            )
+        lists = [self._encode_to_embed(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return embed(
+            self._native,
+            lambda length: self._open_native(length, self._adapters),
+            lists,
+            pooling=pooling or usual,
+            normalize=normalize,
+            whole=not self._config.causal,
+            poll=lambda: self.closed,
+        )
+
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
-    def session(self, context_length: int | None = None) -> Session:
-        """A new, empty `Session` for at most `context_length` tokens."""
+    def session(self, context_length: int | None = None, *, adapters: Adapters | None = None) -> Session:
+        """A new, empty `Session` for at most `context_length` tokens.
+
+        `adapters`: one that `adapter()` opened, or several, each alone or with a scale, which are added in this order;
+        () is none, and None means those that the model was loaded with.
+        """
         self.check_open()
         length = self._session_length(context_length)
-        return Session(self, self._native.new_session(length), length)
+        pairs = self._adapters if adapters is None else pairs_of(adapters)
+        return Session(self, self._open_native(length, pairs), length, adapters=pairs)
 
-    def restore(self, path: str | os.PathLike[str]) -> Session:
-        """The session that `Session.save` wrote with this model, loaded with the same precision and KV type."""
-        return restore_session(self, path)
+    def restore(self, path: str | os.PathLike[str], *, adapters: Adapters | None = None) -> Session:
+        """The session that `Session.save` wrote with this model, loaded with the same precision and KV type, and with
+        the same `adapters`, as `session` takes them.
+        """
+        return restore_session(self, path, adapters)
+
+    def adapter(self, path: str | os.PathLike[str]) -> Adapter:
+        """Open a low-rank adapter (LoRA) for this model: a folder of the `peft` library, or a GGUF file.
+
+        Raises `ModelFormatError` for a damaged one, or one of another model, and `UnsupportedModelError` for what is no
+        plain LoRA, or changes something else than the model's matrices.
+        """
+        self.check_open()
+        self._check_unchanged()
+        base = formats.open_checkpoint(self._path)
+        try:
+            files = adapter.files_of(Path(path))
+            return open_adapter(path, self._native, base, self._config, fingerprint(files))
+        finally:
+            base.close()
 
     # ---- files and lifetime ------------------------------------------------------------------------------------------
 
@@ -533,6 +616,26 @@ class Model:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
+    def _open_native(self, length: int, adapters: Sequence[tuple[Adapter, float]]) -> _core.NativeSession:
+        session = self._native.new_session(length)
+        if adapters:
+            session.adapt([(adapter.native, scale) for adapter, scale in adapters])
+        return session
+
+    def _encode_to_embed(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            tokenizer = self.need_tokenizer()
+            ids = tokenizer.encode(text, eos=tokenizer.add_eos)
+        else:
+            ids = self.check_tokens(text)
+        if not ids:
+            raise ValueError("a text to embed is empty: it has no tokens")
+        if len(ids) > self._context_length:
+            raise ContextLengthError(
+                f"a text of {len(ids)} tokens exceeds the context of {self._context_length} tokens"
+            )
+        return ids
+
     def _score(self, session: Session, ids: Sequence[int]) -> Score:
         logprobs: list[float] = []
         for block in session.sweep(ids[:-1]):
@@ -543,6 +646,8 @@ class Model:
         self, ids: list[int], context_length: int | None, options: Options, prefixes: Prefixes | None = None
     ) -> Generation:
         self.check_open()
+        if not self._config.causal:
+            raise UnsupportedModelError(f"{self._path}: an encoder, which generates no text: it is there for embed()")
         length = self._session_length(context_length)
         if len(ids) > length:
             raise ContextLengthError(f"the prompt's {len(ids)} tokens exceed the context of {length} tokens")
@@ -570,7 +675,7 @@ class Model:
         return read
 
     def _check_unchanged(self) -> None:
-        if fingerprint(self._path) != self._fingerprint:
+        if fingerprint(formats.files_of(self._path)) != self._fingerprint:
             raise PyllmError(f"{self._path} is not the file that was loaded: it has changed since")
 
 
@@ -608,6 +713,13 @@ def _check_choice(name: str, value: object, choices: Collection[object]) -> None
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
+def _absolute(adapters: AdapterPaths) -> list[tuple[str, float]]:
+    """Adapters as (path, scale), so that a pickled model finds them again."""
+    given = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters
+    pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in given]
+    return [(os.path.abspath(path), scale) for path, scale in pairs]
+
+
 def _check_bytes(name: str, value: int | None) -> None:
     if value is not None and operator.index(value) < 0:
         raise ValueError(f"{name} must be a number of bytes of at least 0, or None, not {value}")
@@ -626,7 +738,9 @@ def find(source: str | os.PathLike[str], progress: Progress | bool | None) -> Pa
 def _choose_tokenizer(
     given: str | os.PathLike[str] | Tokenizer | None, checkpoint: Checkpoint, config: ModelConfig
 ) -> Tokenizer | None:
-    if given is None:
+    if given is None and checkpoint.format == FOLDER_FORMAT:
+        tokenizer = load_folder(checkpoint.path)
+    elif given is None:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
     elif isinstance(given, Tokenizer):
         tokenizer = given
@@ -657,6 +771,11 @@ def _text_limits(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[i
     return tokenizer.bos_id, tokenizer.eos_ids
 
 
+def _generation_defaults(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a model's files say about sampling, under GGUF's names."""
+    return generation_defaults(checkpoint.path) if checkpoint.format == FOLDER_FORMAT else checkpoint.metadata
+
+
 def _count_types(tensors: Iterable[TensorSpec]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in tensors:
@@ -665,20 +784,13 @@ def _count_types(tensors: Iterable[TensorSpec]) -> dict[str, int]:
     return counts
 
 
-def parameter_count(config: ModelConfig) -> int:
-    """Weights of the transformer with a tied head, norms included."""
-    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    layer = attention + 3 * config.dim * config.hidden_dim + 2 * config.dim
-    return config.vocab_size * config.dim + config.n_layers * layer + config.dim
-
-
 # ---- pickling --------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(files: Iterable[Path]) -> str:
     """SHA-256 over each file's size and 64 pieces spread evenly over it: cheap, and another for any other model."""
     digest = hashlib.sha256()
-    for part in formats.files_of(path):
+    for part in files:
         size = part.stat().st_size
         digest.update(str(size).encode())
         with open(part, "rb") as file:
@@ -690,6 +802,6 @@ def fingerprint(path: Path) -> str:
 
 def _reopen(path: str, expected: str, arguments: dict[str, Any]) -> Model:
     """What a pickled model becomes elsewhere."""
-    if fingerprint(Path(path)) != expected:
+    if fingerprint(formats.files_of(Path(path))) != expected:
         raise PyllmError(f"{path} is not the file of the pickled model: it has changed since")
     return load(path, **arguments)

@@ -30,11 +30,15 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's turn: its text without the calls, the calls, and why other parts that look like calls are none."""
+    """A model's turn: its text without the calls, the calls, and why other parts that look like calls are none.
+
+    `reasoning`: what it thought before, where its family marks that by control tokens.
+    """
 
     content: str
     calls: tuple[ToolCall, ...] = ()
     errors: tuple[str, ...] = ()
+    reasoning: str = ""
 
 
 class Malformed(ValueError):
@@ -55,8 +59,9 @@ class Format:
     """A family's way. `needs`: what its templates contain. `begin`: how calls begin; `body` reads what follows.
 
     `end` must follow; a token that ends the turn is not part of a reply. `leading`: a reply is calls from its beginning
-    on, or has none. `shown`: where the text for the user stands, if it is marked. `one_a_message`: the template takes
-    no message with several calls. `in_system_message`: it takes the tools from the system message, as JSON text.
+    on, or has none. `shown`, `thought`: where the text for the user stands, and that before it, if they are marked.
+    `one_a_message`: the template takes no message with several calls. `in_system_message`: it takes the tools from the
+    system message, as JSON text.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Format:
     end: re.Pattern[str] = re.compile(r"")
     leading: bool = False
     shown: re.Pattern[str] | None = None
+    thought: re.Pattern[str] | None = None
     one_a_message: bool = False
     in_system_message: bool = False
 
@@ -205,6 +211,7 @@ FORMATS = (
         _described,
         re.compile(r"\s*<\|END_ACTION\|>"),
         shown=re.compile(r"<\|START_RESPONSE\|>(.*?)(?:<\|END_RESPONSE\|>|\Z)", re.DOTALL),
+        thought=re.compile(r"<\|START_THINKING\|>(.*?)(?:<\|END_THINKING\|>|\Z)", re.DOTALL),
     ),
     Format("command-r", ('"tool_name"', "```json"), re.compile(r"Action:\s*```json"), _described, _FENCE_END),
     Format(
@@ -218,6 +225,7 @@ FORMATS = (
         re.compile(r"(?:\s*<\|call\|>)?"),
         one_a_message=True,
         shown=re.compile(r"<\|channel\|>final<\|message\|>(.*?)(?:<\|end\|>|<\|return\|>|\Z)", re.DOTALL),
+        thought=re.compile(r"<\|channel\|>analysis<\|message\|>(.*?)(?:<\|end\|>|\Z)", re.DOTALL),
     ),
     Format("apriel", ("<tool_calls>[",), re.compile(r"<tool_calls>"), _described, re.compile(r"\s*</tool_calls>")),
     Format("mistral", ("[TOOL_CALLS]",), re.compile(r"\[TOOL_CALLS\]"), _mistral),
@@ -293,10 +301,16 @@ def read_reply(row: Format, reply: Written, tools: Sequence[Mapping[str, Any]], 
         content.append(reply.plain(kept, begin.start()))
         kept = at = end
     content.append(reply.plain(kept, len(text)))
-    shown = [reply.plain(*match.span(1)) for match in row.shown.finditer(text)] if row.shown else []
+    shown = _marked(row.shown, reply)
     if row.shown and (shown or (calls and not errors)):
-        content = shown
-    return Reply("".join(content).strip() if calls else "".join(content), tuple(calls), tuple(errors))
+        content = [shown]
+    said = "".join(content).strip() if calls else "".join(content)
+    return Reply(said, tuple(calls), tuple(errors), _marked(row.thought, reply))
+
+
+def _marked(pattern: re.Pattern[str] | None, reply: Written) -> str:
+    """What the first group of a pattern matches, all of it."""
+    return "".join(reply.plain(*match.span(1)) for match in pattern.finditer(reply.text)) if pattern else ""
 
 
 def _ended(row: Format, text: str, begin: re.Match[str]) -> tuple[list[Raw], int]:

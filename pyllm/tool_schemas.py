@@ -32,7 +32,7 @@ def describe(function: Callable[..., Any]) -> dict[str, Any]:
         raise ValueError(f"tool {name}: it has no docstring to tell the model what it does")
     sections = _sections(documentation.strip())
     described = _arguments(sections.get("Args", ""))
-    hints, properties, required = get_type_hints(function), {}, []
+    hints, properties, required = _hints(function, name), {}, []
     for parameter in _parameters(function):
         if parameter.name not in hints:
             raise ValueError(f"tool {name}: argument {parameter.name!r} has no type hint")
@@ -55,6 +55,13 @@ def tool_of(given: Callable[..., Any] | Mapping[str, Any]) -> dict[str, Any]:
     if callable(given):
         return describe(given)
     raise TypeError(f"a tool is a function or its description as a mapping, not {type(given).__name__}")
+
+
+def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError) as error:
+        raise ValueError(f"tool {name}: its type hints cannot be read: {error}") from error
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

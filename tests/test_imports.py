@@ -34,6 +34,8 @@ PY_MAY_IMPORT = {
     "speculation": set(),
     "awaiting": set(),
     "scheduler": {"errors", "_core"},
+    "embedding": {"errors", "_core", "formats", "scheduler"},
+    "adapters": {"errors", "config", "_core", "formats", "architectures", "loading"},
     "prefixes": {"_core"},
     "hooks": set(),
     "grammar": {"errors"},

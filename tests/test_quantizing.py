@@ -23,6 +23,10 @@ from pyllm.formats.weight_types import MAKEABLE, fitting_type, type_name
 from pyllm.quantizing import TYPES
 from pyllm.recipes import RECIPES, Traits, type_of
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "fuzz"))
+
+import fuzz_formats
+
 IDS = [5, 17, 99, 250, 7, 31]
 WIDE = Shape(dim=256, hidden=256, layers=2, heads=4, kv_heads=1, vocab=300, context=128)
 ODD = Shape(dim=96, hidden=160, layers=2, heads=4, kv_heads=2, vocab=300, context=128)
@@ -354,6 +358,25 @@ def test_copy_keeps_types(folder: Path) -> None:
     assert np.array_equal(logits(folder / "types-copy.gguf"), logits(source))
     checkpoint = open_checkpoint(folder / "types-copy.gguf")
     assert checkpoint.metadata["general.file_type"] == 14
+
+
+@pytest.mark.parametrize("type_", ["q8_0", "copy"])
+def test_hostile_files_give_a_file_or_an_error(tmp_path: Path, type_: str) -> None:
+    """Damaged anywhere in the header: what was written can be read, and an error leaves nothing."""
+    outcomes = set()
+    source, target = tmp_path / "source.gguf", tmp_path / "target.gguf"
+    for damaged in fuzz_formats.mutations(fuzz_formats.seeds()["gguf"], 150, seed=3):
+        source.write_bytes(damaged)
+        try:
+            pyllm.quantize(source, target, type_, threads=1)
+        except PyllmError as error:
+            outcomes.add(type(error).__name__)
+            assert os.listdir(tmp_path) == ["source.gguf"]
+        else:
+            outcomes.add("file")
+            assert open_checkpoint(target).tensors.keys() == open_checkpoint(source).tensors.keys()
+            target.unlink()
+    assert {"file", "ModelFormatError"} <= outcomes
 
 
 def test_errors(wide: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from tool_functions import FUNCTIONS, REFUSED, drink, multiply, weather
 import pyllm
 from pyllm import ToolCall
 from pyllm.conversation import encode_conversation
+from pyllm.tokenizers.endings import is_ending
 from pyllm.tool_formats import FORMATS, Format, Reply, Written, format_of, read_reply
 from pyllm.tools import answer, describe, run
 
@@ -36,6 +38,22 @@ def test_descriptions_are_those_of_transformers(golden: Path, name: str) -> None
 def test_what_cannot_be_described(function: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=f"tool {function.__name__}: "):
         describe(function)
+
+
+def nowhere(x: Nowhere) -> int:  # type: ignore[name-defined]  # noqa: F821
+    """Do it.
+
+    Args:
+        x: What
+    """
+    return 0
+
+
+def test_hints_that_cannot_be_read() -> None:
+    with pytest.raises(ValueError, match=r"tool nowhere: its type hints cannot be read: .*Nowhere"):
+        describe(nowhere)
+    with pytest.raises(ValueError, match="tool partial: "):
+        describe(functools.partial(multiply, 1.0))
 
 
 # ---- reading calls -------------------------------------------------------------------------------------------------
@@ -155,11 +173,14 @@ def test_a_reply_that_is_cut_short_stays_text(name: str) -> None:
     assert "2" in reply.content
 
 
-@pytest.mark.parametrize("name", ["mistral"])
-def test_later_versions_of_mistral(name: str) -> None:
-    reply = read(
-        name, 'Now.[TOOL_CALLS]weather[CALL_ID]A1b2C3d4e[ARGS]{"city": "x"}[TOOL_CALLS]now[ARGS]{}[TOOL_CALLS]now{}'
-    )
+def test_marks_that_end_a_turn_with_calls_end_a_generation() -> None:
+    """They stand behind GPT-OSS's and GLM's calls, and are no part of a reply."""
+    assert all(map(is_ending, ("<|call|>", "<|observation|>", "<|eom_id|>", "<|im_end|>", "</s>")))
+
+
+def test_later_versions_of_mistral() -> None:
+    text = 'Now.[TOOL_CALLS]weather[CALL_ID]A1b2C3d4e[ARGS]{"city": "x"}[TOOL_CALLS]now[ARGS]{}[TOOL_CALLS]now{}'
+    reply = read("mistral", text)
     assert found(reply) == [("weather", {"city": "x"}), ("now", {}), ("now", {})]
     assert (reply.content, reply.calls[0].id) == ("Now.", "A1b2C3d4e")
 
@@ -173,8 +194,10 @@ def test_text_around_calls() -> None:
 
 def test_what_is_for_the_user() -> None:
     thought, final = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant", "<|channel|>final<|message|>Hi!"
-    assert read("gpt-oss", thought + final) == Reply("Hi!")
+    assert read("gpt-oss", thought + final) == Reply("Hi!", reasoning="Hm.")
     assert read("command-r7b", "<|START_RESPONSE|>Hi!<|END_RESPONSE|>") == Reply("Hi!")
+    assert read("gpt-oss", FAMILIES["gpt-oss"][1]).reasoning == "Think."
+    assert read("command-r7b", FAMILIES["command-r7b"][1]).reasoning == "Well."
     assert read("llama-3", f"<|python_tag|>{named(TIMES, 'name', 'parameters')}").content == ""
 
 
@@ -580,6 +603,23 @@ def test_templates_that_forget_calls(tmp_path: Path) -> None:
         reply = model.chat(QUESTION, tools=[multiply], logits_processor=Script(model, text), max_tokens=None)
         assert [call.name for call in reply.tool_calls] == ["multiply"]
         assert reply.message["content"] == text
+
+
+def test_thoughts_go_with_the_calls(tmp_path: Path) -> None:
+    """Where a family marks them, they are fed back for as long as its template wants them."""
+    template = (
+        "{{ tools | length }}{% for m in messages %}{% if m.tool_calls %}<|channel|>analysis<|message|>"
+        "{{ m.reasoning_content }}<|end|>{{ m.tool_calls | length }}<|call|>{% else %}[{{ m.content }}]{% endif %}"
+        "{% endfor %}"
+    )
+    text = '<|channel|>analysis<|message|>Let me see.<|end|> to=functions.multiply<|message|>{"x": 6, "y": 7}'
+    with talking(tmp_path / "thoughts.gguf", template) as model:
+        reply = model.chat(QUESTION, tools=[multiply], logits_processor=Script(model, text), max_tokens=None)
+        assert reply.message["reasoning_content"] == "Let me see."
+        assert reply.message["content"] == ""
+        assert [call.arguments for call in reply.tool_calls] == [{"x": 6, "y": 7}]
+    shown_text = shown(tmp_path, template, [*QUESTION, reply.message], [multiply])
+    assert shown_text.endswith("<|channel|>analysis<|message|>Let me see.<|end|>1<|call|>")
 
 
 # ---- a real model --------------------------------------------------------------------------------------------------

@@ -47,13 +47,15 @@ KEYS = {
 }
 
 
-def write_gguf(path: Path, architecture: str, config: Config, table: Mapping[str, list[Any]]) -> Path:
-    """The model of a table of golden data as a GGUF file in BF16 (vectors in F32)."""
+def write_gguf(
+    path: Path, architecture: str, config: Config, table: Mapping[str, list[Any]], matrices: int = tinygguf.BF16
+) -> Path:
+    """The model of a table of golden data as a GGUF file, vectors in F32."""
     values = dict(converted(architecture, config, tinyfolder.expand(table)))
     factors = rope_tensors(config, head_dim(config))
     tensors: dict[str, tinygguf.Tensor] = {}
     for name, array in (values | factors).items():
-        type_id = tinygguf.F32 if array.ndim == 1 or "rope" in name or "norm" in name else tinygguf.BF16
+        type_id = tinygguf.F32 if array.ndim == 1 or "rope" in name or "norm" in name else matrices
         tensors[name] = (type_id, array.shape, tinygguf.float_bytes(type_id, array))
     return tinygguf.write_gguf(path, metadata(architecture, config), tensors)
 
@@ -75,6 +77,8 @@ def metadata(architecture: str, config: Config) -> dict[str, Any]:
         out |= {"attention.key_length": dim, "attention.value_length": dim}
     if architecture == "gpt-oss":
         out["expert_feed_forward_length"] = config["intermediate_size"]
+    if config.get("moe_num_shared_experts"):
+        out["expert_shared_feed_forward_length"] = config["moe_num_shared_experts"] * config["moe_intermediate_size"]
     if architecture == "qwen3moe":
         out["expert_weights_norm"] = True
     rope = config.get("rope_parameters")

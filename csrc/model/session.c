@@ -23,6 +23,7 @@ int32_t pl_session_new(pl_model *m, int64_t context_length, pl_session **out, pl
 void pl_session_free(pl_session *s) {
     if (s == NULL) return;
     pl_pages_free(s->model, &s->table);
+    pl_adaptations_free(&s->adaptations);
     pl_model_release(s->model);
     pl_free(s);
 }
@@ -69,7 +70,8 @@ int32_t pl_session_fork(const pl_session *from, int64_t position, int64_t contex
     if (status != PL_OK) return status;
     to->position = position;
     to->long_rope = from->long_rope;
-    status = pl_pages_share(&from->table, &to->table, position, err);
+    status = pl_adaptations_copy(&from->adaptations, &to->adaptations, err);
+    if (status == PL_OK) status = pl_pages_share(&from->table, &to->table, position, err);
     if (status != PL_OK) {
         pl_session_free(to);
         return status;

@@ -2,6 +2,7 @@
 #ifndef PL_MODEL_SESSION_H
 #define PL_MODEL_SESSION_H
 
+#include "model/adapter.h"
 #include "model/model.h"
 #include "model/pages.h"
 
@@ -11,6 +12,7 @@ struct pl_session {
     int64_t expected;  /* length that its sequence is going to have; 0: what it has after each evaluation */
     int32_t long_rope; /* its keys are rotated by the long factors */
     pl_page_table table;
+    pl_adaptations adaptations;
 };
 
 /* Whether n tokens more may be evaluated with the RoPE factors that the session has used so far. */

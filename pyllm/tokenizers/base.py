@@ -78,7 +78,7 @@ class Tokenizer(ABC):
 
     @property
     def chat_template(self) -> str | None:
-        """The usual template of conversations, or None. May be set: one of your own takes the place of all there are."""
+        """The usual template of conversations, or None. May be set: your own then takes the place of all there are."""
         return self.chat_templates.get("default")
 
     @chat_template.setter

@@ -91,10 +91,23 @@ def in_one_buffer(strings: Sequence[str] | Sequence[bytes]) -> Strings:
 
     if isinstance(strings, StringArray):
         return Strings(*strings.buffer)
+    if strings and isinstance(strings[0], str) and (found := _separated(strings)):
+        return found
     encoded = [text.encode() if isinstance(text, str) else text for text in strings]
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     ends = np.cumsum(lengths)
     return Strings(b"".join(encoded), ends - lengths, ends)
+
+
+def _separated(texts: Sequence[Any]) -> Strings | None:
+    """Texts in one buffer with a NUL between them: quick; None where one of them holds a NUL itself."""
+    from pyllm._core import Strings
+
+    data = "\0".join(texts).encode()
+    between = np.flatnonzero(np.frombuffer(data, np.uint8) == 0)
+    if len(between) != len(texts) - 1:
+        return None
+    return Strings(data, np.concatenate(([0], between + 1)), np.concatenate((between, [len(data)])))
 
 
 def check_scores(scores: Any, n: int, source: str) -> npt.NDArray[np.float32]:

@@ -418,8 +418,8 @@ static void bind_vectors(pl_model *model, int32_t layer, int64_t width, const in
     for (int32_t i = 0; i < n; i++) bind(model, slots[i], layer, pl_type_find(PL_TYPE_F32), 1, width);
 }
 
-#define BIND_VECTORS(model, layer, width, ...)                                    \
-    bind_vectors(model, layer, width, (const int32_t[]){__VA_ARGS__},             \
+#define BIND_VECTORS(model, layer, width, ...) \
+    bind_vectors(model, layer, width, (const int32_t[]){__VA_ARGS__}, \
                  (int32_t)(sizeof((const int32_t[]){__VA_ARGS__}) / sizeof(int32_t)))
 
 static pl_model *make_model(const pl_type_info *type, int32_t planes, int32_t kv_type) {
