@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bits import Array, bits, kernel_level
 from random_models import RandomModel, logits, random_model
-from reference import forward
+from reference import Trace, forward
 from test_law1 import eval_together, forked, in_chunks, restored, rewound, run, whole
 from tinygguf import BF16, F16, F32, Q4_0, Q8_0
 
@@ -198,6 +198,27 @@ def test_quantised_weights(name: str, planes: int) -> None:
     exact, rounded = (forward(c, weights, IDS[:60], planes=n, states=True) for n in (None, planes))
     y = logits(model.native(planes=planes), IDS[:60], states=True)
     assert off(y, exact) < max(2.5 * off(rounded, exact), ROUNDING)
+
+
+#: Encoders look at all of a text at once, and keep nothing.
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name][0].causal])
+def test_the_inside_of_every_layer(name: str) -> None:
+    """What a session shows of the stream, the keys and the values, wherever norms and blocks stand."""
+    model = model_of(name)
+    c, trace, ids = model.config, Trace([], [], []), IDS[:90]
+    forward(c, model.weights(), ids, trace=trace)
+    native = model.native(threads=2)
+    session = native.new_session(len(ids))
+    hidden = session.eval_hidden(ids, list(range(c.n_layers + 1)))
+    for layer, expected in enumerate(trace.hidden):
+        assert off(hidden[layer], expected) < ROUNDING
+    for layer in range(c.n_layers):
+        keys, values = session.kv(layer)
+        rope_dims = c.rope_dims if c.rope_interleaved else 0
+        order = [*range(0, rope_dims, 2), *range(1, rope_dims, 2), *range(rope_dims, c.head_dim)]
+        assert off(keys.transpose(1, 0, 2), trace.keys[layer][..., order]) < ROUNDING
+        assert off(values.transpose(1, 0, 2), trace.values[layer]) < ROUNDING
+    session.close()
 
 
 # ---- the same bits ---------------------------------------------------------------------------------------------------
