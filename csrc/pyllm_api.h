@@ -159,11 +159,11 @@ typedef struct pl_config {
     int32_t qk_norm;        /* PL_QK_NORM_* */
     int32_t activation;     /* PL_ACTIVATION_* */
     int32_t gated;
-    float activation_limit;   /* of PL_ACTIVATION_SILU_CLAMPED */
-    float rope_base;          /* theta */
-    float rope_local_base;    /* theta of layers whose rope is PL_ROPE_LOCAL; 0 where there are none */
-    float rope_scale;         /* what cosines and sines are multiplied with; 1 but for YaRN and its kin */
-    int32_t rope_dims;        /* leading dimensions of a head that rotate; even, at most head_dim */
+    float activation_limit; /* of PL_ACTIVATION_SILU_CLAMPED */
+    float rope_base;        /* theta */
+    float rope_local_base;  /* theta of layers whose rope is PL_ROPE_LOCAL; 0 where there are none */
+    float rope_scale;       /* what the main rope's cosines and sines are multiplied with; 1 but for YaRN and its kin */
+    int32_t rope_dims;      /* leading dimensions of a head that rotate; even, at most head_dim */
     int32_t rope_interleaved; /* 1: the file pairs dimensions (2i, 2i+1); 0: (i, i + rope_dims / 2) */
     int32_t rope_original;    /* sequences longer than this use PL_SLOT_ROPE_FACTORS_LONG; 0: none do */
     float attention_scale;    /* what scores are multiplied with; 0: 1 / sqrt(head_dim) */

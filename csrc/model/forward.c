@@ -14,26 +14,28 @@ static float *stream(const pl_pass *p, const pl_worker *w, int64_t i) {
     return p->scratch->x + (p->n == 1 ? w->index : i) * pl_pad(p->config->dim);
 }
 
-/* (cos, sin) of position * frequency, (rope_dims / 2, 2). */
-static void angles(const pl_config *c, const float *frequencies, int64_t position, float *cos_sin) {
-    for (int64_t j = 0; j < c->rope_dims / 2; j++) {
+/* scale times (cos, sin) of position * frequency, (half, 2). */
+static void angles(const float *frequencies, int64_t half, int64_t position, float scale, float *cos_sin) {
+    for (int64_t j = 0; j < half; j++) {
         double sine, cosine;
         pl_sincos((double)((float)position * frequencies[j]), &sine, &cosine);
-        cos_sin[2 * j] = (float)cosine * c->rope_scale;
-        cos_sin[2 * j + 1] = (float)sine * c->rope_scale;
+        cos_sin[2 * j] = (float)cosine * scale;
+        cos_sin[2 * j + 1] = (float)sine * scale;
     }
 }
 
 /* The rotations that layers may ask for at each position. Read after a barrier. */
 static void prepare_rotations(const pl_pass *p, const pl_worker *w) {
-    int64_t begin, end;
+    const pl_config *c = p->config;
+    const pl_model *m = p->model;
+    int64_t begin, end, half = c->rope_dims / 2;
     pl_share(w, p->n, 1, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         const pl_row *r = &p->rows[i];
-        const float *main = r->session->long_rope ? p->model->rope_long : p->model->rope_main;
-        angles(p->config, main, r->position, pl_cos_sin(p->scratch, p->config, i, PL_ROPE_MAIN));
-        if (p->model->rope_local == NULL) continue;
-        angles(p->config, p->model->rope_local, r->position, pl_cos_sin(p->scratch, p->config, i, PL_ROPE_LOCAL));
+        const float *main = r->session->long_rope ? m->rope_long : m->rope_main;
+        angles(main, half, r->position, c->rope_scale, pl_cos_sin(p->scratch, c, i, PL_ROPE_MAIN));
+        if (m->rope_local == NULL) continue;
+        angles(m->rope_local, half, r->position, 1.0f, pl_cos_sin(p->scratch, c, i, PL_ROPE_LOCAL));
     }
 }
 
