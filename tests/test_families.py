@@ -274,7 +274,8 @@ def test_a_folder_with_a_tokenizer_speaks(tmp_path: Path) -> None:
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     end = {"id": 63, "content": "<end>", "special": True, "normalized": False}
     end |= {"single_word": False, "lstrip": False, "rstrip": False}
-    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [end], "normalizer": None}
+    more = end | {"id": 64, "content": "<pad>"}  # a token that the model has no row for
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [end, more], "normalizer": None}
     tokenizer |= {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}
     tokenizer |= {"post_processor": None, "decoder": {"type": "ByteLevel"}}
     tokenizer |= {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
@@ -285,6 +286,9 @@ def test_a_folder_with_a_tokenizer_speaks(tmp_path: Path) -> None:
         assert model.tokenizer.encode("ab c") == [0, 1, 62, 2]
         assert model.stop_ids == {63, 5}
         assert model.default_sampler.temperature == 0.25
+        assert model.tokenizer.encode("<pad>", special=True) == [64]
+        with pytest.raises(ValueError, match=r"64.*\[0, 64\)"):
+            model.generate([64], max_tokens=1)
         generation = model.generate("Hello", max_tokens=8, sampler=pyllm.Sampler.greedy())
         assert len(generation.text) >= len([token for token in generation.tokens if token < 63]) > 0
 
