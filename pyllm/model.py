@@ -737,8 +737,8 @@ def _choose_tokenizer(
     given: str | os.PathLike[str] | Tokenizer | None, checkpoint: Checkpoint, config: ModelConfig
 ) -> Tokenizer | None:
     if given is None and checkpoint.format == FOLDER_FORMAT:
-        tokenizer = load_folder(checkpoint.path)
-    elif given is None:
+        return load_folder(checkpoint.path)  # which may have tokens that the model was never given rows for
+    if given is None:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
     elif isinstance(given, Tokenizer):
         tokenizer = given
