@@ -29,6 +29,7 @@ from pyllm.machine import available_threads
 from pyllm.progress import Progress, reporting
 from pyllm.recipes import COPY, RECIPES, Recipe, guessed_file_type, is_kept, traits_of, type_of
 from pyllm.tokenizers import Tokenizer
+from pyllm.tokenizers.folder import generation_defaults
 from pyllm.tokenizers.loading import load_folder
 from pyllm.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from pyllm.tokenizers.to_gguf import vocabulary_metadata
@@ -170,20 +171,23 @@ def _described(checkpoint: Checkpoint, tokenizer: GivenTokenizer) -> Contents:
     """A model of another format under GGUF's names."""
     config = architectures.describe(checkpoint)
     plan = to_gguf.plan(checkpoint, config, architectures.bindings(checkpoint, config))
-    metadata = {"general.name": checkpoint.path.stem, **plan.metadata}
+    path = checkpoint.path
+    metadata = {"general.name": path.name if path.is_dir() else path.stem, **plan.metadata}
+    if path.is_dir():
+        metadata |= generation_defaults(path)
     vocabulary = _tokenizer(checkpoint, config, tokenizer)
     if vocabulary is None:
         metadata["tokenizer.ggml.model"] = "no_vocab"
     else:
-        source = str(checkpoint.path)
-
-        def read_back(fields: Mapping[str, Any]) -> Tokenizer | None:
-            raw = head({key: encode_value(value) for key, value in fields.items()}, [])
-            return Tokenizer.from_checkpoint(gguf.parse(checkpoint.path, memoryview(raw)))
-
-        metadata |= vocabulary_metadata(vocabulary, config.vocab_size, source, read_back)
+        metadata |= vocabulary_metadata(vocabulary, config.vocab_size, str(path), _read_back)
     encoded = {key: encode_value(value) for key, value in metadata.items()}
     return encoded, [_assembled(checkpoint, config, planned) for planned in plan.tensors]
+
+
+def _read_back(metadata: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer that a reader of a file with this metadata gets."""
+    raw = head({key: encode_value(value) for key, value in metadata.items()}, [])
+    return Tokenizer.from_checkpoint(gguf.parse(Path("the new file"), memoryview(raw)))
 
 
 def _tokenizer(checkpoint: Checkpoint, config: ModelConfig, given: GivenTokenizer) -> Tokenizer | None:
