@@ -34,12 +34,11 @@ for part in model({prompt!r}, max_tokens=1, temperature=0.0, stream=True):
     print(part["choices"][0]["text"], flush=True)
 """
 TRANSFORMERS = """
-import os, torch
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads({threads})
-source = dict(pretrained_model_name_or_path=os.path.dirname({model!r}), gguf_file=os.path.basename({model!r}))
-tokenizer = AutoTokenizer.from_pretrained(**source)
-model = AutoModelForCausalLM.from_pretrained(**source, dtype=getattr(torch, {kind!r} or "float32"))
+tokenizer = AutoTokenizer.from_pretrained({hf!r})
+model = AutoModelForCausalLM.from_pretrained({hf!r}, dtype=getattr(torch, {kind!r} or "float32"))
 ids = tokenizer({prompt!r}, return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=1, do_sample=False)[0, -1:]), flush=True)
 """
@@ -113,10 +112,10 @@ class Starter:
 def folders(specification: str, setup: Setup) -> dict[str, str]:
     """Where the converted model lies, and its tokenizer, for the engines that need one."""
     name, _, kind = specification.partition(":")
-    if name not in ("onnxruntime-genai", "openvino-genai", "ctranslate2"):
+    if name in ("pyllm", "llama.cpp"):
         return {"folder": "", "hf": ""}
-    source = "openvino" if name == "openvino-genai" else name
-    return {"folder": str(converted(setup, f"{source}:{kind}")), "hf": str(converted(setup, "hf"))}
+    source = {"openvino-genai": f"openvino:{kind}", "transformers": "hf"}.get(name, specification)
+    return {"folder": str(converted(setup, source)), "hf": str(converted(setup, "hf"))}
 
 
 def open_starter(specification: str, setup: Setup) -> Starter:

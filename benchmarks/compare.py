@@ -22,7 +22,7 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from peers import ENGINES, Setup, open_engine
 import pyllm
 from pyllm import comparing
 from pyllm.comparing import LOOK, SETTLING, Trial, Worker
+from pyllm.machine import available_threads
 from pyllm.probes import buffer_of
 
 DEFAULT_ENGINES = ("pyllm:high", "pyllm:fast")
@@ -91,14 +92,18 @@ class Plan:
 
 
 def run(plan: Plan, threads: Sequence[int]) -> dict[str, Any]:
-    """Measure everything: the record, as it is written to JSON."""
+    """Measure everything: the record, as it is written to JSON. Ctrl-C leaves what was measured until then."""
     load_before, start = conditions.load_average(), time.monotonic()
     found: dict[str, list[Any]] = {name: [] for name in ("results", "memory", "company", "failures", "samples")}
     facts: dict[str, Any] = {}
-    for count in threads:
-        for name, rows in measure(plan, count, facts).items():
-            found[name] += rows
-    closeness = {"fidelity": measure_fidelity(plan, found["failures"])} if "fidelity" in plan.tests else {}
+    closeness: dict[str, Any] = {}
+    try:
+        if "fidelity" in plan.tests:
+            closeness = measure_fidelity(plan, found["failures"])
+        for count in threads:
+            measure(plan, count, facts, found)
+    except KeyboardInterrupt:
+        print("interrupted: the record holds what was measured until now", file=sys.stderr)
     sha256 = conditions.sha256(plan.model)
     return {
         "date": conditions.today(),
@@ -108,46 +113,49 @@ def run(plan: Plan, threads: Sequence[int]) -> dict[str, Any]:
         "model": {"file": plan.model.name, "bytes": plan.model.stat().st_size, "sha256": sha256},
         "plan": {"tests": plan.tests, "rounds": plan.rounds, "wait": plan.wait},
         "engines": facts,
-        "peers": list(plan.peers),
-        **closeness,
+        "peers": list(map(shown, plan.peers)),
+        "fidelity": closeness,
         **found,
     }
 
 
-def measure(plan: Plan, threads: int, facts: dict[str, Any]) -> dict[str, list[Any]]:
-    """All that is done with one number of threads; `facts` gets what the engines are."""
-    setup = plan.setup(threads)
-    buffer = buffer_of(plan.model.stat().st_size)
-    found: dict[str, list[Any]] = {"results": [], "memory": [], "company": [], "failures": [], "samples": []}
-
-    def time_all(opened: Sequence[Worker], trials: Sequence[Trial]) -> Iterator[dict[str, Any]]:
-        samples = []
-        for trial in trials:
-            able, failures = comparing.warm_up(opened, trial)
-            found["failures"] += failed(failures, trial.name, threads)
-            announce(trial, threads, able, plan.rounds)
-            samples += comparing.measure(list(able), trial, plan.rounds, buffer, plan.wait) if able else []
-        found["samples"] += [asdict(s) for s in samples]
-        return comparing.summaries(samples, trials, plan.peers, {w.name: w.facts for w in opened})
-
-    absent: dict[str, str] = {}
+def measure(plan: Plan, threads: int, facts: dict[str, Any], found: dict[str, list[Any]]) -> None:
+    """All that is done with one number of threads. `facts` gets what the engines are, `found` what was measured."""
+    setup, absent = plan.setup(threads), {}
     with comparing.workers(open_engine, plan.names, setup, absent) as opened:
         names = [worker.name for worker in opened]
         found["failures"] += failed(absent, "opening", threads)
         facts |= {shown(worker.name): worker.facts for worker in opened}
-        found["results"] += time_all(opened, plan.trials())
+        for trial in plan.trials():
+            found["results"] += time_one(plan, threads, opened, trial, found)
         if "memory" in plan.tests:
             found["memory"] += [held(worker, plan.model) for worker in opened if "=" not in worker.name]
     if "cold" in plan.tests:
         with comparing.workers(cold.open_starter, names, setup) as opened:
-            found["results"] += map(cold.seconds, time_all(opened, [cold.TRIAL]))
+            found["results"] += map(cold.seconds, time_one(plan, threads, opened, cold.TRIAL, found))
     if "company" in plan.tests:
-        announce(Trial("company", "", ()), threads, {}, plan.rounds)
         trial = comparing.decode(plan.generate)
+        announce(replace(trial, name="company"), threads, {}, plan.rounds)
         rows, failures = company.measure(open_engine, names, setup, trial, plan.rounds, plan.wait)
-        found["company"] += rows
+        found["company"] += [row | {"engine": shown(row["engine"])} for row in rows]
         found["failures"] += failed(failures, "company", threads)
-    return found
+
+
+def time_one(
+    plan: Plan, threads: int, opened: Sequence[Worker], trial: Trial, found: dict[str, list[Any]]
+) -> list[dict[str, Any]]:
+    """The summaries of one trial; its samples, and the failures, go to `found`."""
+    able, failures = comparing.warm_up(opened, trial)
+    found["failures"] += failed(failures, trial.name, threads)
+    announce(trial, threads, able, plan.rounds)
+    buffer = buffer_of(plan.model.stat().st_size)
+    samples = comparing.measure(list(able), trial, plan.rounds, buffer, plan.wait) if able else []
+    found["samples"] += [asdict(s) | {"engine": shown(s.engine)} for s in samples]
+    rows = comparing.summaries(samples, [trial], plan.peers, {w.name: w.facts for w in opened})
+    for row in rows:
+        row["engine"] = shown(row["engine"])
+        row["ratios"] = {shown(peer): ratio for peer, ratio in row["ratios"].items()}
+    return rows
 
 
 def measure_fidelity(plan: Plan, failures: list[Any]) -> dict[str, Any]:
@@ -163,8 +171,8 @@ def measure_fidelity(plan: Plan, failures: list[Any]) -> dict[str, Any]:
         print(f"fidelity of {shown(name)}", file=sys.stderr)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
-                setup = replace(plan.setup(len(conditions.machine()["cpus"])), model=plan.model)
-                rows[name] = asdict(pool.submit(fidelity.measure, name, reference, setup).result()[1])
+                source = (plan.model, available_threads(), plan.converted)
+                rows[shown(name)] = asdict(pool.submit(fidelity.measure, name, reference, *source).result()[1])
             except Exception as error:  # whatever a peer raises is recorded
                 failures += failed({name: f"{type(error).__name__}: {error}"}, "fidelity", 0)
     return rows
@@ -179,11 +187,11 @@ def failed(failures: dict[str, str], test: str, threads: int) -> list[dict[str, 
     """Rows of a record for what did not work."""
     for name, reason in failures.items():
         print(f"{shown(name)}, {test}: {reason}", file=sys.stderr)
-    return [{"engine": name, "test": test, "threads": threads, "reason": why} for name, why in failures.items()]
+    return [{"engine": shown(name), "test": test, "threads": threads, "reason": why} for name, why in failures.items()]
 
 
 def shown(name: str) -> str:
-    """An engine's name without the folders of its program."""
+    """An engine's name as records and tables have it: without the folders of its program."""
     program, equals, path = name.partition("=")
     return f"{program}{equals}{Path(path).name}" if equals else name
 
@@ -200,16 +208,16 @@ def announce(trial: Trial, threads: int, able: dict[Worker, float], rounds: int)
 
 def table(record: dict[str, Any]) -> str:
     """The record's figures as Markdown tables."""
-    peers, closeness = record["peers"], record.get("fidelity", {})
+    peers, closeness = record["peers"], record["fidelity"]
     columns = ["test", "threads", "engine", "median", "range", "of the ceiling", "samples", "top-1 kept"]
-    lines = [row_of([*columns, *(f"× {shown(peer)}" for peer in peers)]), "|" + "---|" * (len(columns) + len(peers))]
+    lines = [row_of([*columns, *(f"× {peer}" for peer in peers)]), "|" + "---|" * (len(columns) + len(peers))]
     for row in record["results"]:
         close = closeness.get(row["engine"].partition("@")[0])
         unit, digits = (" s", 3) if row.get("unit") == "s" else ("", 1)
         cells = [
             row["test"],
             str(row["threads"]),
-            shown(row["engine"]),
+            row["engine"],
             f"{row['median']:,.{digits}f}{unit}",
             f"{row['low']:,.{digits}f} to {row['high']:,.{digits}f}",
             rate(row),
@@ -224,8 +232,8 @@ def table(record: dict[str, Any]) -> str:
     if record["company"]:
         parts.append(company.table(record["company"]))
     if closeness:
-        parts.append(fidelity.table({shown(name): fidelity.Figures(**row) for name, row in closeness.items()}))
-    parts += [f"{shown(f['engine'])}, {f['test']}: {f['reason']}" for f in record["failures"]]
+        parts.append(fidelity.table({name: fidelity.Figures(**row) for name, row in closeness.items()}))
+    parts += [f"{f['engine']}, {f['test']}: {f['reason']}" for f in record["failures"]]
     return "\n\n".join(parts)
 
 

@@ -22,7 +22,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -207,7 +207,7 @@ def find_reference(arguments: argparse.Namespace) -> tuple[str, Reference]:
         return Path(arguments.reference).name, read_reference(Path(arguments.reference))
     texts = read_texts(arguments.text or [GOLDEN / "smollm2_texts.json"])
     encoded = encode(arguments.model, texts, arguments.longest)
-    setup = Setup(arguments.model, arguments.threads, arguments.longest, every_logit=True)
+    setup = Setup(arguments.model, arguments.threads, arguments.longest, True, arguments.converted)
     with closing(opened(open_engine, "transformers", setup)) as engine:
         return engine.version, reference_of(engine, encoded)
 
@@ -220,10 +220,13 @@ def opened(run: Callable[..., Any], *arguments: Any) -> Any:
         raise SystemExit(str(error)) from error
 
 
-def measure(specification: str, reference: Reference, setup: Setup) -> tuple[str, Figures]:
+def measure(
+    specification: str, reference: Reference, model: Path, threads: int, converted: Path | None = None
+) -> tuple[str, Figures]:
     """Open an engine and compare it: its version and its figures."""
     longest = int(np.diff(reference.starts).max())
-    with closing(open_engine(specification, replace(setup, context_length=longest, every_logit=True))) as engine:
+    setup = Setup(model, threads, longest, every_logit=True, converted=converted)
+    with closing(open_engine(specification, setup)) as engine:
         return engine.version, figures(reference, answer_of(engine, reference))
 
 
@@ -260,8 +263,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     versions: dict[str, str] = {}
     for name in arguments.engine or DEFAULT_ENGINES:
         print(f"{name} ...", file=sys.stderr)
-        setup = Setup(arguments.model, arguments.threads, 0, converted=arguments.converted)
-        versions[name], results[name] = opened(measure, name, reference, setup)
+        setup = (arguments.model, arguments.threads, arguments.converted)
+        versions[name], results[name] = opened(measure, name, reference, *setup)
     if arguments.json:
         engines = {name: {"version": versions[name], **asdict(row)} for name, row in results.items()}
         record = {"date": conditions.today(), "model": arguments.model.name, "reference": source, "engines": engines}

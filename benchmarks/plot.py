@@ -35,10 +35,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def panels(record: dict[str, Any], threads: int) -> dict[str, list[dict[str, Any]]]:
     """Test to its rows, best first: those with so many threads, and those of engines that were given fewer."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {r["test"]: [] for r in record["results"] if r["threads"] == threads}
     for row in record["results"]:
-        if row["threads"] == threads or "@" in row["engine"]:
-            found.setdefault(row["test"], []).append(row)
+        if row["test"] in found and (row["threads"] == threads or "@" in row["engine"]):
+            found[row["test"]].append(row)
     return {
         test: sorted(rows, key=lambda row: row["median"], reverse=row_unit(rows[0]) != "s")
         for test, rows in found.items()
@@ -52,11 +52,8 @@ def row_unit(row: dict[str, Any]) -> str:
 
 def label(row: dict[str, Any], fidelity: dict[str, Any]) -> str:
     """An engine's name, and how close it is."""
-    name = row["engine"]
-    program, equals, path = name.partition("=")
-    close = fidelity.get(name.partition("@")[0])
-    shown = f"{program} {Path(path).name}" if equals else name
-    return f"{shown}\n{close['top1_kept']:.2%} kept" if close else shown
+    close = fidelity.get(row["engine"].partition("@")[0])
+    return f"{row['engine']}\n{close['top1_kept']:.2%} kept" if close else row["engine"]
 
 
 def draw_panel(axes: Any, test: str, rows: Sequence[dict[str, Any]], fidelity: dict[str, Any]) -> None:
@@ -86,6 +83,8 @@ def draw(record: dict[str, Any], threads: int) -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
+    # Words stay words, and the same record gives the same bytes.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pyllm"})
     from matplotlib import pyplot
 
     tests = panels(record, threads)
@@ -116,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in arguments.record:
         figure = draw(read(path), arguments.threads)
         for suffix in (".png", ".svg"):
-            figure.savefig(arguments.out / f"{path.stem}{suffix}", dpi=DOTS_PER_INCH)
+            metadata = {"Date": None} if suffix == ".svg" else None
+            figure.savefig(arguments.out / f"{path.stem}{suffix}", dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -251,8 +251,8 @@ static int32_t check_length(const pl_model *model, const pl_session *s, int64_t 
         return pl_fail(err, PL_INVALID, "the model sees a sequence as a whole: it cannot go on at position %lld",
                        (long long)s->position);
     }
-    if (c->rope_original > 0 && s->position > 0 && !s->long_rope && s->position + n > c->rope_original) {
-        return pl_fail(err, PL_INVALID, "beyond %d positions a sequence must be evaluated again from its start",
+    if (!pl_session_rope_fits(s, n)) {
+        return pl_fail(err, PL_INVALID, "RoPE's factors change at %d positions: the sequence must be evaluated again",
                        c->rope_original);
     }
     return PL_OK;
@@ -302,8 +302,11 @@ int32_t pl_eval(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t thr
         status = pl_pages_reserve(model, &s->table, s->position, s->position + runs[r].n, err);
     }
     if (status != PL_OK) return status;
+    pl_scratch *scratch = pl_scratch_borrow(model);
+    if (scratch == NULL) return pl_fail(err, PL_MEMORY, "no memory for a forward pass");
     threads = useful_threads(model, runs, n_runs, threads);
-    status = pl_forward(model, runs, n_runs, threads, poll, context, err);
+    status = pl_forward(model, scratch, runs, n_runs, threads, poll, context, err);
+    pl_scratch_return(model, scratch);
     for (int32_t r = 0; r < n_runs && status == PL_OK; r++) runs[r].session->position += runs[r].n;
     return status;
 }

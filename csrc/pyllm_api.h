@@ -169,7 +169,7 @@ typedef struct pl_config {
     float activation_limit;   /* of PL_ACTIVATION_SILU_CLAMPED */
     float rope_base;          /* theta */
     float rope_local_base;    /* theta of layers whose rope is PL_ROPE_LOCAL; 0 where there are none */
-    float rope_scale;         /* what cosines and sines are multiplied with; 1 but for YaRN and its kin */
+    float rope_scale;         /* what the main rope's cosines and sines are multiplied with; 1 but for YaRN's kin */
     int32_t rope_dims;        /* leading dimensions of a head that rotate; even, at most head_dim */
     int32_t rope_interleaved; /* 1: the file pairs dimensions (2i, 2i+1); 0: (i, i + rope_dims / 2) */
     int32_t rope_original;    /* sequences longer than this use PL_SLOT_ROPE_FACTORS_LONG; 0: none do */
@@ -269,8 +269,11 @@ int32_t pl_model_bind(pl_model *model, int32_t slot, int32_t layer, int32_t expe
 int32_t pl_model_finish(pl_model *model, pl_error *err);
 size_t pl_model_nbytes(const pl_model *model);      /* packed weights held in memory */
 size_t pl_model_token_bytes(const pl_model *model); /* weight bytes read to decode one token */
+enum { PL_PAGE = 64 };                              /* positions whose keys and values lie in one page */
 int64_t pl_model_kv_pages(const pl_model *model);   /* KV pages alive in all its sessions */
 size_t pl_model_kv_page_bytes(const pl_model *model);
+/* From now on sessions may hold `pages` KV pages in all; more are PL_MEMORY. At first as many as memory has. */
+void pl_model_limit_kv(pl_model *model, int64_t pages);
 void pl_model_release(pl_model *model); /* drops the caller's reference; sessions hold their own */
 
 /* ---- sessions -------------------------------------------------------------------------------------------------- */
@@ -282,13 +285,19 @@ enum { PL_LONGEST_CONTEXT = 1048576 }; /* positions; RoPE's angles are exact up 
 int32_t pl_session_new(pl_model *model, int64_t context_length, pl_session **out, pl_error *err);
 void pl_session_free(pl_session *session);
 int64_t pl_session_position(const pl_session *session); /* tokens evaluated so far */
-/* Empties a session for a sequence that is going to be `length` long at least: which RoPE factors it uses depends on
- * that (rope_original). What was evaluated with the others must be evaluated again from the start; pl_eval refuses to go
- * on. */
-void pl_session_restart(pl_session *session, int64_t length);
+/* The sequence is going to be `length` long, which decides between RoPE's factors (rope_original); otherwise the length
+ * after each evaluation does. A session that was evaluated with the others is emptied: all of it has to be evaluated
+ * again. pl_eval refuses to go on with the wrong ones. Truncating and forking end the expectation. */
+void pl_session_expect(pl_session *session, int64_t length);
 int32_t pl_session_truncate(pl_session *session, int64_t position, pl_error *err);
-int32_t pl_session_fork(const pl_session *session, pl_session **out, pl_error *err); /* shares pages, copies on write */
-/* KV of positions [0, position) as bytes, the same whatever pages they lie in; and back. */
+/* A second session, over the first `position` positions: pages are shared, and copied when either writes to them. */
+int32_t pl_session_fork(const pl_session *session, int64_t position, int64_t context_length, pl_session **out,
+                        pl_error *err);
+/* Two sessions that came to the same first `position` tokens in their own ways, so that law 1 makes their whole pages
+ * there equal: `session` gives its own up for those of `with`. */
+int32_t pl_session_unite(pl_session *session, const pl_session *with, int64_t position, pl_error *err);
+/* KV of positions [0, position) as bytes, in the type that the pages have, the same whatever pages they lie in; and
+ * back. */
 size_t pl_session_state_bytes(const pl_session *session);
 int32_t pl_session_state_read(const pl_session *session, void *out, size_t nbytes, pl_error *err);
 int32_t pl_session_state_write(pl_session *session, const void *data, size_t nbytes, int64_t position, pl_error *err);
@@ -296,6 +305,22 @@ int32_t pl_session_state_write(pl_session *session, const void *data, size_t nby
 /* Keys (rotated) and values of one layer as fp32, each (n_kv_heads, position, head_dim). The dimensions of a key that
  * rotate together are i and i + rope_dims / 2, whatever the file's order. */
 int32_t pl_session_kv_read(const pl_session *session, int32_t layer, float *keys, float *values, pl_error *err);
+/* ---- adapters --------------------------------------------------------------------------------------------------- */
+
+/* Low-rank additions (LoRA) to some of a model's matrices: y = W x + b becomes y + B (scale (A x)), in fp32. */
+typedef struct pl_adapter pl_adapter;
+
+int32_t pl_adapter_new(pl_model *model, pl_adapter **out, pl_error *err);
+/* a (rank, cols) and b (rows, rank) for a bound matrix (rows, cols) of a layer, its rows in the order of the model's own
+ * file. An adapter that a session has had is frozen. */
+int32_t pl_adapter_bind(pl_adapter *adapter, int32_t slot, int32_t layer, int32_t expert, const pl_source *a,
+                        const pl_source *b, pl_error *err);
+void pl_adapter_release(pl_adapter *adapter); /* drops the caller's reference; sessions hold their own */
+/* What an empty session and its forks are evaluated with from now on: n adapters, added in this order. 0: none. */
+int32_t pl_session_adapt(pl_session *session, pl_adapter *const *adapters, const float *scales, int32_t n,
+                         pl_error *err);
+
+/* ---- evaluation -------------------------------------------------------------------------------------------------- */
 
 /* One sequence's share of a forward pass. */
 typedef struct pl_run {

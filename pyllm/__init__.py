@@ -26,6 +26,7 @@ from pyllm.errors import (
 )
 
 if TYPE_CHECKING:
+    from pyllm import tools
     from pyllm.config import ModelConfig
     from pyllm.generation import Chunk, Generation, Stats
     from pyllm.grammar import Grammar
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pyllm.sampling import Sampler
     from pyllm.session import Session
     from pyllm.tokenizers import Tokenizer
+    from pyllm.tool_formats import ToolCall
 
     __version__: str
 
@@ -59,10 +61,12 @@ __all__ = [
     "Stats",
     "Tokenizer",
     "TokenizerError",
+    "ToolCall",
     "UnsupportedModelError",
     "__version__",
     "load",
     "quantize",
+    "tools",
 ]
 
 #: Where the names above live. They are imported when first used, because numpy alone takes longer to import than all
@@ -79,6 +83,7 @@ _HOMES = {
     "Session": "session",
     "Stats": "generation",
     "Tokenizer": "tokenizers",
+    "ToolCall": "tool_formats",
     "load": "model",
     "quantize": "quantizing",
 }
@@ -89,6 +94,8 @@ logging.getLogger("pyllm").addHandler(logging.NullHandler())
 def __getattr__(name: str) -> object:
     if name == "__version__":
         value: object = importlib.import_module("importlib.metadata").version("pyllm")
+    elif name == "tools":
+        value = importlib.import_module("pyllm.tools")
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"pyllm.{_HOMES[name]}"), name)
     else:

@@ -39,6 +39,8 @@ EXCEPTIONS: dict[int, type[Exception]] = {
 
 #: The most positions a session may hold.
 LONGEST_CONTEXT: int = lib.PL_LONGEST_CONTEXT
+#: Positions whose keys and values lie in one page.
+PAGE: int = lib.PL_PAGE
 
 KV_TYPES = {"f16": lib.PL_TYPE_F16, "f32": lib.PL_TYPE_F32}
 
@@ -285,15 +287,56 @@ class NativeModel:
         """Bytes of one KV page."""
         return int(lib.pl_model_kv_page_bytes(self.pointer))
 
+    def limit_kv(self, pages: int) -> None:
+        """From now on sessions may hold so many KV pages in all; more raise OutOfMemoryError."""
+        lib.pl_model_limit_kv(self.pointer, pages)
+
+    def eval(self, parts: Sequence[Part], poll: Callable[[], bool] | None = None) -> list[np.ndarray]:
+        """One forward pass for several sessions; float32 (n_logits, vocab) for each.
+
+        A result is a read-only view of its session's buffer, valid until that session's next pass. `poll` is asked
+        between layers, at most every 20 ms; where it says True, Interrupted is raised. Whatever is raised, no session
+        has moved.
+        """
+        err, runs = _error(), ffi.new("pl_run[]", len(parts))
+        held = [part.session.fill(run, part) for run, part in zip(runs, parts, strict=True)]
+        asked = _Poll(poll) if poll else None
+        handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
+        status = lib.pl_eval(self.pointer, runs, len(parts), self.threads, callback, handle, err)
+        if asked and asked.raised is not None:
+            raise asked.raised
+        check(status, err)
+        return [rows for rows, *_ in held]
+
     def new_session(self, context_length: int) -> NativeSession:
         """An empty session for up to `context_length` positions."""
         err, out = _error(), ffi.new("pl_session **")
         check(lib.pl_session_new(self.pointer, context_length, out, err), err)
-        return NativeSession(self, out[0])
+        return NativeSession(self, out[0], context_length)
 
     def close(self) -> None:
         """Drop this reference; calls under way and sessions alive keep the weights until they end. Harmless twice."""
         self._pointer = None  # not ffi.release(): another thread may be on its way into C with the same pointer
+
+
+class NativeAdapter:
+    """A `pl_adapter`: low-rank additions to some of a model's matrices. Frozen once a session has it."""
+
+    def __init__(self, model: NativeModel) -> None:
+        err, out = _error(), ffi.new("pl_adapter **")
+        check(lib.pl_adapter_new(model.pointer, out, err), err)
+        self.pointer = ffi.gc(out[0], lib.pl_adapter_release)
+
+    def bind(self, slot: str, layer: int, a: np.ndarray, b: np.ndarray, expert: int = 0) -> None:
+        """Add B A to a bound matrix (rows, cols): a (rank, cols) and b (rows, rank), float32.
+
+        Rows are in the order of the model's own file. Raises ModelFormatError where the shapes do not fit.
+        """
+        err, a, b = _error(), np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
+        (rank, cols), (rows, inner) = a.shape, b.shape
+        low, _low = _source(lib.PL_TYPE_F32, rank, cols, a, 0)
+        high, _high = _source(lib.PL_TYPE_F32, rows, inner, b, 0)
+        check(lib.pl_adapter_bind(self.pointer, SLOTS[slot], layer, expert, low, high, err), err)
 
 
 def _room(rows: int, width: int) -> tuple[np.ndarray, Any]:
@@ -304,13 +347,28 @@ def _room(rows: int, width: int) -> tuple[np.ndarray, Any]:
     return view, buffer
 
 
+class Part(NamedTuple):
+    """One session's share of a forward pass: its next tokens, and for how many of the last it wants answers.
+
+    Answers are logits, or with `states` what the head would have made logits of. `hidden` (layers, n, dim) is filled
+    with the residual stream after so many `layers`.
+    """
+
+    session: NativeSession
+    tokens: Sequence[int] | np.ndarray
+    n_logits: int
+    states: bool = False
+    layers: Sequence[int] = ()
+    hidden: np.ndarray | None = None
+
+
 class NativeSession:
     """A `pl_session`: one timeline, one thread at a time."""
 
-    def __init__(self, model: NativeModel, pointer: Any) -> None:
+    def __init__(self, model: NativeModel, pointer: Any, context_length: int) -> None:
         self._model = model
+        self.context_length = context_length
         self._pointer = ffi.gc(pointer, lib.pl_session_free)
-        self._run, self._error = ffi.new("pl_run *"), _error()  # kept: a token may take only microseconds
         self._make_room(1)
 
     def _make_room(self, rows: int) -> None:
@@ -339,33 +397,32 @@ class NativeSession:
         `poll` is asked between layers, at most every 20 ms; where it says True, Interrupted is raised and the session
         has not moved.
         """
-        ids = np.ascontiguousarray(tokens, np.int32)
-        if n_logits > len(self._rows) and not states:
-            self._make_room(n_logits)
-        rows, room = _room(n_logits, self._model.dim) if states else (self._rows, ffi.NULL)
-        run, err, buffer = self._run, self._error, ffi.from_buffer("int32_t[]", ids)
-        run.session, run.tokens, run.n = self.pointer, buffer, len(ids)
-        run.n_logits, run.logits, run.states = n_logits, ffi.NULL if states else self._run_logits, room
-        asked = _Poll(poll) if poll else None
-        handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
-        status = lib.pl_eval(self._model.pointer, run, 1, self._model.threads, callback, handle, err)
-        if asked and asked.raised is not None:
-            raise asked.raised
-        check(status, err)
-        return rows[:n_logits]
+        return self._model.eval([Part(self, tokens, n_logits, states)], poll)[0]
 
     def eval_hidden(
         self, tokens: Sequence[int] | np.ndarray, layers: Sequence[int], poll: Callable[[], bool] | None = None
     ) -> np.ndarray:
         """One forward pass over all `tokens`; the residual stream after so many layers, float32 (layers, n, dim)."""
         out = np.empty((len(layers), len(tokens), self._model.dim), np.float32)
-        wanted = ffi.new("int32_t[]", layers)
-        self._run.hidden_layers, self._run.n_hidden, self._run.hidden = wanted, len(layers), _floats(out)
-        try:
-            self.eval(tokens, n_logits=0, poll=poll)
-        finally:
-            self._run.n_hidden = 0
+        self._model.eval([Part(self, tokens, 0, layers=layers, hidden=out)], poll)
         return out
+
+    def fill(self, run: Any, part: Part) -> tuple[np.ndarray, list[Any]]:
+        """Describe this session's part in a pl_run: (where its answers will be, and what must live as long as it)."""
+        ids = ffi.from_buffer("int32_t[]", np.ascontiguousarray(part.tokens, np.int32))
+        run.session = pointer = self.pointer
+        run.tokens, run.n, run.n_logits = ids, len(ids), part.n_logits
+        held = [ids, pointer]
+        if part.states:
+            rows, run.states = _room(part.n_logits, self._model.dim)
+        else:
+            if part.n_logits > len(self._rows):
+                self._make_room(part.n_logits)
+            rows, run.logits = self._rows, self._run_logits
+        if part.hidden is not None:
+            held += [layers := ffi.new("int32_t[]", part.layers), out := _floats(part.hidden)]
+            run.hidden_layers, run.n_hidden, run.hidden = layers, len(part.layers), out
+        return rows[: part.n_logits], held
 
     def kv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Copies of one layer's keys and values, each float32 (KV heads, position, head_dim)."""
@@ -379,20 +436,37 @@ class NativeSession:
         """Tokens evaluated so far."""
         return int(lib.pl_session_position(self.pointer))
 
-    def restart(self, length: int) -> None:
-        """Empty the session for a sequence of `length` tokens at least, which decides between RoPE's factors."""
-        lib.pl_session_restart(self.pointer, length)
+    def expect(self, length: int) -> None:
+        """Say how long the sequence will be. The session is empty afterwards where that changes RoPE's factors."""
+        lib.pl_session_expect(self.pointer, length)
+
+    def adapt(self, adapters: Sequence[tuple[NativeAdapter, float]]) -> None:
+        """Evaluate with these adapters and their scales from now on. For an empty session; forks take them over."""
+        err = _error()
+        pointers = ffi.new("pl_adapter *[]", [adapter.pointer for adapter, _ in adapters])
+        scales = ffi.new("float[]", [scale for _, scale in adapters])
+        check(lib.pl_session_adapt(self.pointer, pointers, scales, len(adapters), err), err)
 
     def truncate(self, position: int) -> None:
         """Go back to `position`, giving pages behind it back."""
         err = _error()
         check(lib.pl_session_truncate(self.pointer, position, err), err)
 
-    def fork(self) -> NativeSession:
-        """A second session that shares this one's pages until either writes."""
+    def fork(self, position: int | None = None, context_length: int | None = None) -> NativeSession:
+        """A second session over the first `position` positions, that shares this one's pages until either writes.
+
+        None: all of them; a context as long as this one's.
+        """
         err, out = _error(), ffi.new("pl_session **")
-        check(lib.pl_session_fork(self.pointer, out, err), err)
-        return NativeSession(self._model, out[0])
+        position = self.position if position is None else position
+        context_length = self.context_length if context_length is None else context_length
+        check(lib.pl_session_fork(self.pointer, position, context_length, out, err), err)
+        return NativeSession(self._model, out[0], context_length)
+
+    def unite(self, other: NativeSession, position: int) -> None:
+        """Hold the pages of the first `position` tokens, the same in both, once: `other`'s take the place of mine."""
+        err = _error()
+        check(lib.pl_session_unite(self.pointer, other.pointer, position, err), err)
 
     def state(self) -> bytes:
         """Keys and values of all positions, as bytes."""
@@ -406,10 +480,8 @@ class NativeSession:
         check(lib.pl_session_state_write(self.pointer, buffer, len(buffer), position, err), err)
 
     def close(self) -> None:
-        """Free the session. Harmless twice."""
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            ffi.release(pointer)
+        """Free the session, once the forward pass it may be in has ended. Harmless twice."""
+        self._pointer = None
 
 
 # ---- sampling and merging --------------------------------------------------------------------------------------------
@@ -468,6 +540,9 @@ class NativeSampler:
         )
         check(status, self._error)
         return int(self._token[0]), int(self._state[0])
+
+
+_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class NativeWords:
@@ -559,11 +634,18 @@ class NativeBPE:
         return fields, kept
 
     def encode(self, data: bytes) -> list[int]:
-        """Token ids of UTF-8 text, or of any bytes."""
-        return self.encode_batch([data], 1)[0]
+        """Token ids of UTF-8 text, or of any bytes. Most texts are short, and what is made here costs the most."""
+        ids, numbers, err = _new_uncleared("int32_t[]", len(data)), ffi.new("int64_t[2]", (len(data), 0)), _error()
+        status = lib.pl_bpe_encode(self._pointer, data, numbers, 1, 1, ids, numbers + 1, err)
+        if status:
+            check(status, err)
+        found: list[int] = ffi.unpack(ids, numbers[1])
+        return found
 
     def encode_batch(self, texts: Sequence[bytes], threads: int) -> list[list[int]]:
         """`encode` for each of several texts, on that many threads."""
+        if len(texts) == 1:
+            return [self.encode(texts[0])]
         data = b"".join(texts)
         lengths = np.array([len(text) for text in texts], np.int64)
         ends = np.cumsum(lengths)

@@ -123,7 +123,7 @@ def _serve(pipe: Connection, open_engine: Open, specification: str, setup: Setup
         while (task := pipe.recv()) is not None:
             method, arguments = task
             with _answering(pipe):
-                pipe.send(_memory(before) if method == "memory" else _repeat(getattr(engine, method), arguments))
+                pipe.send(_memory(before) if method == "memory" else _run(getattr(engine, method), arguments))
         engine.close()
 
 
@@ -135,11 +135,11 @@ def _answering(pipe: Connection) -> Iterator[None]:
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def _repeat(run: Callable[..., Taken], arguments: tuple[Any, ...]) -> Taken:
-    taken = run(*arguments)
-    while taken.seconds < SHORTEST and taken.tokens:
-        taken += run(*arguments)
-    return taken
+def _run(method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    answer = method(*arguments)
+    while isinstance(answer, Taken) and answer.seconds < SHORTEST and answer.tokens:
+        answer += method(*arguments)
+    return answer
 
 
 def _memory(before: dict[str, int]) -> dict[str, int]:
@@ -180,6 +180,12 @@ class Worker:
         self._pipe.send(("memory", ()))
         held: dict[str, int] = self.receive()
         return held
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See `Engine`."""
+        self._pipe.send(("logits", (list(ids),)))
+        rows: npt.NDArray[np.float32] = self.receive()
+        return rows
 
     def receive(self) -> Any:
         """The answer to what was sent last."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pyllm.errors import ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.machine import peak_memory_bytes
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from pyllm.tool_formats import Reply, ToolCall
+
     Logits: TypeAlias = npt.NDArray[np.float32]
     FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 
@@ -26,7 +28,24 @@ if TYPE_CHECKING:
 PRIMING = 8
 
 
-class Stepper(Protocol):
+class Pool(Protocol):
+    """Where steppers wait together."""
+
+    def wait(self, items: Collection[Ready]) -> None:
+        """Return once one of `items` is ready."""
+        ...
+
+
+class Ready(Protocol):
+    """Something to wait for."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it need not be waited for."""
+        ...
+
+
+class Stepper(Ready, Protocol):
     """A timeline of tokens that gives logits."""
 
     @property
@@ -34,19 +53,45 @@ class Stepper(Protocol):
         """Tokens taken in so far."""
         ...
 
-    def advance(self, tokens: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
-        """Evaluate what was accepted, then `tokens`; logits (vocab,) of the last, valid until the next call.
+    @property
+    def cached(self) -> int:
+        """Tokens of the first question that were known, so that they were not evaluated."""
+        ...
 
-        `poll` is asked often; once it answers True the timeline goes back to where it was and None is returned.
+    @property
+    def pool(self) -> Pool:
+        """Where to wait for several steppers at once."""
+        ...
+
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+        """Ask for what was accepted, then `tokens`, to be evaluated. Once for each `answer`.
+
+        `poll` is asked often; once it answers True the timeline goes back to where it was.
         """
         ...
 
+    def answer(self) -> Logits | None:
+        """Wait for the logits (vocab,) of the last token, valid until the next `ask`. None where `poll` stopped it."""
+        ...
+
     def accept(self, token: int) -> None:
-        """Take a drawn token in; it is evaluated by the next `advance`."""
+        """Take a drawn token in; it is evaluated by the next `ask`."""
         ...
 
     def release(self) -> None:
         """The generation is over."""
+        ...
+
+
+class Together(Protocol):
+    """What steps several generations at once."""
+
+    def step(self, reader: Generation) -> Chunk | None:
+        """The reader's next chunk; None at its end."""
+        ...
+
+    def tidy(self) -> None:
+        """Let go of generations that were closed."""
         ...
 
 
@@ -93,7 +138,8 @@ class Chunk:
 class Stats:
     """Counts and rates of one generation so far. Only time spent inside pyllm counts, not the consumer's.
 
-    `prompt_tokens` includes `cached_tokens`, those that were in the session already. `time_to_first_token` is in
+    `prompt_tokens` includes `cached_tokens`, those that were in the session already, or in the pages
+    of another text that began alike. `time_to_first_token` is in
     seconds, from the first step to the first token; rates are in tokens per second; a rate without a measurement
     is 0. The first generated token belongs to prefill. `peak_memory_bytes` is the process' largest resident size.
     """
@@ -126,6 +172,7 @@ class Plan:
     max_tokens: int | None = None
     timeout: float | None = None
     log_probability: Callable[[Logits, int], float] | None = None
+    read_reply: Callable[[Sequence[int], Sequence[int]], Reply] | None = None  # from the ids before it and its own
 
 
 class Generation:
@@ -149,6 +196,10 @@ class Generation:
         self._texts: list[str] = []
         self._seconds = [0.0, 0.0]  # prefill (with the first token), decode
         self._position = -1  # where the stepper must be: anything else means that someone moved it
+        self._cached = 0
+        self._asked, self._started = False, 0.0
+        self._begun = False
+        self._batch: Together | None = None
         if plan.max_tokens == 0:
             self._finish("length")
 
@@ -167,16 +218,13 @@ class Generation:
         return self
 
     async def __anext__(self) -> Chunk:
-        """The next chunk, computed in a worker thread. Cancelling the task closes the generation."""
-        import asyncio  # here: most programs never need it, and it is slow to import
+        """The next chunk, computed in a worker thread, together with those that other tasks of the loop wait for.
 
-        step = asyncio.ensure_future(asyncio.to_thread(self._step))
-        try:
-            chunk = await asyncio.shield(step)
-        except asyncio.CancelledError:
-            self.close()
-            await asyncio.gather(step, return_exceptions=True)  # ends within a layer
-            raise
+        Cancelling the task closes the generation.
+        """
+        from pyllm.awaiting import next_chunk  # here: most programs never need it, and asyncio is slow to import
+
+        chunk = await next_chunk(self)
         if chunk is None:
             raise StopAsyncIteration
         return chunk
@@ -203,6 +251,38 @@ class Generation:
         return self._finish_reason
 
     @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls of tools that the whole reply asks for, in order; computes what is still to come.
+
+        Only where `chat` was given tools, and only of these. Their text is part of `text`.
+        """
+        reply = self._reply()
+        return list(reply.calls) if reply else []
+
+    @property
+    def tool_errors(self) -> list[str]:
+        """Why parts of the whole reply that look like calls of tools are none, a sentence each; they stay text."""
+        reply = self._reply()
+        return list(reply.errors) if reply else []
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The whole reply as a message to go on with: "role", "content" (without calls), and "tool_calls" if any.
+
+        Also "reasoning_content", where there are tools and the model's family marks its thoughts by control tokens.
+        """
+        reply = self._reply()
+        message: dict[str, Any] = {"role": "assistant", "content": reply.content if reply else self.text}
+        if reply and reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        if reply and reply.calls:
+            message["tool_calls"] = [
+                {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+                for call in reply.calls
+            ]
+        return message
+
+    @property
     def seed(self) -> int:
         """The seed really used, also where none was given."""
         return self._sampler.seed
@@ -214,10 +294,10 @@ class Generation:
         prefill, decode = self._seconds
         return Stats(
             prompt_tokens=len(self._plan.history) + prompt,
-            cached_tokens=len(self._plan.history),
+            cached_tokens=len(self._plan.history) + self._cached,
             generated_tokens=generated,
             time_to_first_token=prefill,
-            prefill_tokens_per_second=prompt / prefill if prefill and generated else 0.0,
+            prefill_tokens_per_second=(prompt - self._cached) / prefill if prefill and generated else 0.0,
             decode_tokens_per_second=(generated - 1) / decode if decode and generated > 1 else 0.0,
             peak_memory_bytes=peak_memory_bytes(),
         )
@@ -227,6 +307,8 @@ class Generation:
     def close(self) -> None:
         """End it here. From another thread this stops a running step within one layer. Harmless twice."""
         self._cancelled = True
+        if self._batch is not None:
+            self._batch.tidy()
         self._settle()
 
     async def aclose(self) -> None:
@@ -243,23 +325,96 @@ class Generation:
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
+    def _reply(self) -> Reply | None:
+        """The reply as it is read where there are tools."""
+        tokens, read = self.tokens, self._plan.read_reply
+        return read(self._ids[: len(self._ids) - len(tokens)], tokens) if read else None
+
     def _drain(self) -> None:
         while self._step() is not None:
             pass
 
     def _step(self) -> Chunk | None:
         """One token further; None at the end."""
+        if self._batch is not None:
+            return self._batch.step(self)
+        self.begin()
+        return self.complete()
+
+    # A step has two halves, so that one thread can take it for several generations at once.
+
+    def begin(self) -> None:
+        """Ask for the next token. `complete` must follow; until then the generation is in use."""
         if not self._lock.acquire(blocking=False):
             raise SessionBusyError("another thread is iterating over this generation")
         try:
-            return self._locked_step()
-        except BaseException:  # KeyboardInterrupt too: whatever happened, nothing may stay half done
-            self._finish("cancelled")
+            self._started = time.perf_counter()
+            self._asked = self._ask()
+            self._begun = True
+        except BaseException:
+            self._abort()
             raise
+
+    def join(self, batch: Together) -> None:
+        """From now on `batch` takes the steps, for whoever reads this generation."""
+        self._batch = batch
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The ids of the prompt."""
+        return self._plan.prompt
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the prompt is still to be read."""
+        return not self._tokens
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `close` was called."""
+        return self._cancelled
+
+    @property
+    def begun(self) -> bool:
+        """Whether `complete` must follow."""
+        return self._begun
+
+    @property
+    def batch(self) -> Together | None:
+        """What takes the steps, where this generation is not alone."""
+        return self._batch
+
+    @property
+    def ready(self) -> bool:
+        """Whether `complete` would not wait."""
+        return not self._asked or self._stepper is None or self._stepper.ready
+
+    @property
+    def pool(self) -> Pool | None:
+        """Where to wait for several generations at once; None at the end."""
+        return self._stepper.pool if self._stepper else None
+
+    def complete(self) -> Chunk | None:
+        """What `begin` asked for, once it is there; None at the end."""
+        try:
+            chunk = self._answer()
+        except BaseException:  # KeyboardInterrupt too: whatever happened, nothing may stay half done
+            self._abort()
+            raise
+        self._leave()
+        return chunk
+
+    def _abort(self) -> None:
+        try:
+            self._finish("cancelled")
         finally:
-            self._lock.release()
-            if self._cancelled:  # close() came when the lock was held
-                self._settle()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._begun = False
+        self._lock.release()
+        if self._cancelled:  # close() came when the lock was held
+            self._settle()
 
     def _settle(self) -> None:
         """Finish a cancelled generation, unless a step is running: that step does it at its end."""
@@ -269,19 +424,39 @@ class Generation:
             finally:
                 self._lock.release()
 
-    def _locked_step(self) -> Chunk | None:
-        if self._stepper is None:
+    def _ask(self) -> bool:
+        """Whether there is an answer to come."""
+        stepper, plan = self._stepper, self._plan
+        if stepper is None:
+            return False
+        if self._deadline is None and plan.timeout is not None:
+            self._deadline = time.monotonic() + plan.timeout
+        if self._poll():
+            self._finish("cancelled")
+            return False
+        if self._position not in (-1, stepper.position):
+            raise SessionBusyError("the session was used for something else while this generation was under way")
+        first = self._position == -1
+        if first and plan.decoder:
+            for token in self._ids[-PRIMING:]:
+                self._piece(token)
+        stepper.ask(plan.prompt if first else (), self._poll)
+        if first:
+            self._cached = stepper.cached
+        return True
+
+    def _answer(self) -> Chunk | None:
+        if self._stepper is None or not self._asked:
             return None
-        if self._deadline is None and self._plan.timeout is not None:
-            self._deadline = time.monotonic() + self._plan.timeout
-        started, phase = time.perf_counter(), 1 if self._tokens else 0
+        self._asked = False
+        phase = 1 if self._tokens else 0
         try:
             return self._draw_next(self._stepper)
         finally:
-            self._seconds[phase] += time.perf_counter() - started
+            self._seconds[phase] += time.perf_counter() - self._started
 
     def _draw_next(self, stepper: Stepper) -> Chunk | None:
-        logits = None if self._poll() else self._advance(stepper)
+        logits = stepper.answer()
         if logits is None:
             self._finish("cancelled")
             return None
@@ -294,16 +469,6 @@ class Generation:
             return Chunk(held, token, logprob) if held else None
         text = self._take(stepper, token)
         return Chunk(text, token, logprob)
-
-    def _advance(self, stepper: Stepper) -> Logits | None:
-        """The next logits; the first time those of the prompt. None where it was asked to stop."""
-        if self._position not in (-1, stepper.position):
-            raise SessionBusyError("the session was used for something else while this generation was under way")
-        first = self._position == -1
-        if first and self._plan.decoder:
-            for token in self._ids[-PRIMING:]:
-                self._piece(token)
-        return stepper.advance(self._plan.prompt if first else (), self._poll)
 
     def _poll(self) -> bool:
         return self._cancelled or (self._deadline is not None and time.monotonic() >= self._deadline)

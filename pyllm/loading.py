@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pyllm import _core, architectures
+from pyllm import _core
 from pyllm.architectures import Binding
-from pyllm.config import ModelConfig
 from pyllm.errors import ModelFormatError
 from pyllm.formats.checkpoint import Checkpoint, TensorSpec
 from pyllm.formats.weight_types import F32, FLOATS, MXFP4, WEIGHT_TYPES, fitting_type
@@ -21,20 +22,20 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 def bind_all(
     native: _core.NativeModel,
     checkpoint: Checkpoint,
-    config: ModelConfig,
+    bindings: Sequence[Binding],
     dtype: int | None,
     progress: Progress | bool | None,
 ) -> None:
     """Pack every tensor into the model's memory, in the order of the file, and let its pages go."""
-    bindings = sorted(architectures.bindings(checkpoint, config), key=lambda b: (b.tensor.part, b.tensor.offset))
-    total, done = sum(_share(b, config) for b in bindings), 0
+    bindings = sorted(bindings, key=lambda b: (b.tensor.part, b.tensor.offset))
+    total, done = sum(map(_share, bindings)), 0
     with reporting(progress, f"loading {checkpoint.path.name}") as report:
         for b, following in zip(bindings, [*bindings[1:], None], strict=True):
             type_id, data = _as(dtype, checkpoint, b, *stored(checkpoint, b), native.threads)
             native.bind(b.slot, b.layer, type_id, b.rows, b.cols, data, b.tensor.group, b.expert)
             if following is None or following.tensor is not b.tensor:
                 forget(checkpoint, b.tensor)
-            done += _share(b, config)
+            done += _share(b)
             report(done, total)
     native.finish()
 
@@ -64,17 +65,22 @@ def stored(checkpoint: Checkpoint, b: Binding) -> tuple[int, Any]:
         return type_id, _transposed(data, type_id, b)
     if part.runs:
         data = _gathered(data, b)
+    if b.row is not None:
+        row = _core.dequantize(b.row.type_id, 1, b.cols, checkpoint.view(b.row)[: b.row.nbytes // _row_count(b.row)])
+        return F32, _core.dequantize(type_id, b.rows, b.cols, data) + row
     if part.plus:
         values = _core.dequantize(type_id, b.rows, b.cols, data)
         return F32, values + np.float32(part.plus)
     return type_id, data
 
 
-def _share(b: Binding, config: ModelConfig) -> int:
-    """Bytes of the file that one of several bindings of a tensor stands for."""
-    of = b.part.runs.of if b.part.runs else 0
-    nbytes = b.tensor.nbytes * (b.part.runs.count if b.part.runs else 1) // (of or 1)
-    return nbytes // (config.n_experts if b.part.stacked else 1)
+def _share(b: Binding) -> int:
+    """Bytes of the file that go into a slot."""
+    return b.tensor.nbytes * b.rows * b.cols // math.prod(b.tensor.shape)
+
+
+def _row_count(spec: TensorSpec) -> int:
+    return spec.shape[0] if len(spec.shape) > 1 else 1
 
 
 def _slice(data: Any, count: int, index: int) -> Any:

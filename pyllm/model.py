@@ -15,18 +15,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllm import _core, architectures, formats
-from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError
+from pyllm.batching import Batch
+from pyllm.conversation import encode_conversation
+from pyllm.embedding import POOLINGS, embed, pooling_of
+from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError, UnsupportedModelError
+from pyllm.formats.folder import FORMAT as FOLDER_FORMAT
 from pyllm.formats.weight_types import MAKEABLE, type_name
 from pyllm.loading import bind_all, dequantized
 from pyllm.machine import available_threads
+from pyllm.prefixes import Prefixes
 from pyllm.progress import Progress
-from pyllm.sampling import Sampler, sampler_from_metadata
-from pyllm.session import Options, Session, Steps, begin_generation, restore_session
+from pyllm.sampling import SEEDS, Sampler, check_seed, sampler_from_metadata
+from pyllm.scheduler import Scheduler
+from pyllm.session import Options, OwnSteps, Session, begin_generation, open_session, restore_session
+from pyllm.speculation import PromptLookup, SmallerModel, Speculation
 from pyllm.tokenizers import Tokenizer
+from pyllm.tokenizers.folder import generation_defaults
+from pyllm.tokenizers.loading import load_folder
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from pyllm.architectures import Binding
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
@@ -39,6 +49,11 @@ __all__ = ["Model", "Score", "Session", "load"]
 PLANES = {"high": 2, "fast": 1}
 KV_DTYPES = ("f16", "f32")
 MAX_THREADS = 1024
+#: Bytes of keys and values that are kept for prompts that begin like earlier ones.
+PREFIX_CACHE = 256 << 20
+UNBOUNDED = 1 << 62
+#: Sequences of a batch that are at work at once.
+MOST_AT_ONCE = 32
 #: llama2.c's beginning-of-text token, which also ends a text there.
 LLAMA2C_BOS = 1
 
@@ -55,40 +70,56 @@ def load(
     kv_dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     dtype: str | None = None,
+    speculation: bool = True,
+    draft: str | os.PathLike[str] | Model | None = None,
+    prefix_cache: int | None = PREFIX_CACHE,
+    kv_memory: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Model:
     """Load a model.
 
-    `source`: a model file (GGUF, llama2.c `.bin`), or a catalogue name such as "smollm2-135m", fetched if need be.
+    `source`: a model file (GGUF, llama2.c `.bin`), a Hugging Face folder (`config.json` and `.safetensors` files), or a
+    catalogue name such as "smollm2-135m", fetched if need be.
     `threads`: None means as many as this process may really use (`machine.available_threads`).
     `context_length`: positions of a session that asks for none; None means what the model was made for.
     `precision`: "high" (16-bit activations, the model's own answer) or "fast" (8-bit, about twice the prefill rate).
     `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16, but f32 for llama2.c's files, so that their
-    texts are run.c's to the letter.
+    texts are run.c's to the letter, and for encoders, which keep none.
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
     `dtype`: a weight type such as "q8_0" or "q4_k" that matrices stored as F32, F16 or BF16 are quantised to while they
     are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
+    `speculation`: guess at tokens from what the text already holds, and evaluate several at once where that is faster.
+    `draft`: a smaller model with the same vocabulary, or where to load it from, that guesses instead. Texts are the
+    same to the bit, with or without.
+    `prefix_cache`: bytes of keys and values that stay for prompts that begin like earlier ones, which then need not be
+    read again; what was not used for longest goes first. 0 or None: none stay. Answers are the same to the bit.
+    `kv_memory`: bytes that keys and values may take in all, those of the prefix cache too, which make room for others.
+    What does not fit raises `OutOfMemoryError`. None: as many as memory has.
     `progress`: a callable (done, total) in bytes, or True for a bar on a terminal.
 
     Raises `ModelFormatError` for a damaged file, `UnsupportedModelError` for one that pyllm cannot run,
     `ModelUnavailableError` where there is no such model, `TokenizerError` for a tokenizer that does not fit, and
     `ValueError` for an argument out of range.
     """
-    arguments = {"threads": threads, "context_length": context_length, "precision": precision, "tokenizer": tokenizer}
-    arguments |= {"dtype": dtype}
+    arguments: dict[str, Any] = {"threads": threads, "context_length": context_length, "precision": precision}
+    arguments |= {"tokenizer": tokenizer, "dtype": dtype, "speculation": speculation, "draft": draft}
+    arguments |= {"prefix_cache": prefix_cache, "kv_memory": kv_memory}
     threads = available_threads() if threads is None else _checked_threads(threads)
     _check_choice("precision", precision, PLANES)
     _check_choice("kv_dtype", kv_dtype, (*KV_DTYPES, None))
     _check_choice("dtype", dtype, (*MAKEABLE, None))
+    _check_bytes("prefix_cache", prefix_cache)
+    _check_bytes("kv_memory", kv_memory)
     checkpoint = formats.open_checkpoint(find(source, progress))
     try:
         config = architectures.describe(checkpoint)
-        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" else "f16")
+        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" or not config.causal else "f16")
+        bindings = architectures.bindings(checkpoint, config)
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
-            bind_all(native, checkpoint, config, MAKEABLE.get(dtype or ""), progress)
-            return Model(native, checkpoint, config, chosen, arguments | {"kv_dtype": kv_dtype})
+            bind_all(native, checkpoint, bindings, MAKEABLE.get(dtype or ""), progress)
+            return Model(native, checkpoint, bindings, config, chosen, arguments | {"kv_dtype": kv_dtype})
         except BaseException:
             native.close()
             raise
@@ -122,6 +153,7 @@ class Model:
         self,
         native: _core.NativeModel,
         checkpoint: Checkpoint,
+        bindings: Sequence[Binding],
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         arguments: Mapping[str, Any],
@@ -135,10 +167,17 @@ class Model:
         self._format = checkpoint.format
         self._notes = dict(checkpoint.notes)
         self._types = _count_types(checkpoint.tensors.values())
+        self._parameters = sum(b.rows * b.cols for b in bindings if b.tensor.inline is None)
         self._bos_id, self._stop_ids = _text_limits(checkpoint, tokenizer)
-        self._default_sampler = sampler_from_metadata(checkpoint.metadata)
+        self._default_sampler = sampler_from_metadata(_generation_defaults(checkpoint))
         self._context_length = min(config.context_length, _core.LONGEST_CONTEXT)
         self._context_length = self._session_length(arguments["context_length"])
+        self._prefixes = Prefixes(arguments["prefix_cache"] or 0, native.kv_page_bytes, config.rope_original)
+        if arguments["kv_memory"] is not None:
+            native.limit_kv(arguments["kv_memory"] // native.kv_page_bytes)
+        self._pooling = pooling_of(checkpoint)
+        self._scheduler = Scheduler(native, self._prefixes.make_room)
+        self._draft = _open_draft(arguments["draft"], config)
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
@@ -216,7 +255,7 @@ class Model:
             "format": self._format,
             **self._notes,
             **asdict(self._config),
-            "parameters": parameter_count(self._config),
+            "parameters": self._parameters,
             "tensors": self._types,
             "tokenizer": type(self._tokenizer).__name__ if self._tokenizer else None,
             "chat_template": bool(self._tokenizer and self._tokenizer.chat_template),
@@ -249,6 +288,7 @@ class Model:
         context_length: int | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         grammar: Grammar | Mapping[str, Any] | type | None = None,
+        speculation: bool | None = None,
     ) -> Generation:
         """Continue `prompt`, a text or token ids. Lazy: nothing is computed before the result is read.
 
@@ -264,14 +304,14 @@ class Model:
         Raises `ContextLengthError` for a prompt longer than the context, `TokenizerError` for text without a
         tokenizer, and `ValueError` for ids outside the vocabulary; all before anything is computed.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation)
         return self._generate(self.encode_prompt(prompt), context_length, options)
 
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
         max_tokens: int | None = 256,
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
@@ -281,18 +321,69 @@ class Model:
         context_length: int | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         grammar: Grammar | Mapping[str, Any] | type | None = None,
+        speculation: bool | None = None,
     ) -> Generation:
         """Answer a conversation: mappings with "role" and "content", through the model's own chat template.
 
-        Text of a message is always text: it cannot become a control token. Options as for `generate`. Raises
-        `TokenizerError` where the model has no chat template.
+        Text of a message is always text: it cannot become a control token. Options as for `generate`. `tools`: what the
+        model may ask to have called: functions (see `tools.describe`), or descriptions of them as JSON Schema. The
+        calls are in the reply's `tool_calls`; `tools.run` makes them and goes on. Raises `TokenizerError` where the
+        model has no chat template, or one that takes no tools.
         """
-        from pyllm.tokenizers.chat import encode_chat  # here: templates need jinja2, which is slow to import
-
         self.check_open()
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar)
-        ids = encode_chat(self._need_tokenizer(), messages, tools=tools, add_generation_prompt=True)
+        ids, reader = encode_conversation(self.need_tokenizer(), messages, tools)
+        options = Options(
+            max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
+        )
         return self._generate(ids, context_length, options)
+
+    def generate_batch(
+        self,
+        prompts: Iterable[str | Sequence[int]],
+        *,
+        n: int = 1,
+        max_tokens: int | None = 256,
+        sampler: Sampler | Sequence[Sampler | None] | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: bool = False,
+        timeout: float | None = None,
+        context_length: int | None = None,
+        max_batch: int | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
+        speculation: bool | None = None,
+    ) -> list[Generation]:
+        """Continue many prompts through shared forward passes: one `Generation` each, equal to that of `generate`.
+
+        `sampler`: one for all, or a list with one for each prompt. `n`: so many samples of each prompt, which is read
+        once for all of them; they follow each other in the list, and where there is a seed, sample i of a prompt has
+        that seed plus i. `max_batch`: sequences at work at once, 32 where it is None; when one ends the next begins, in
+        the order of the prompts. Other options as for `generate`; `timeout` counts for each from its own first step.
+
+        Lazy: whoever reads one of them steps them all. What the others get meanwhile is kept until it is read: at most
+        `max_tokens` tokens each. At most `max_batch` of them hold keys and values.
+        """
+        if operator.index(n) < 1 or (max_batch is not None and operator.index(max_batch) < 1):
+            raise ValueError(f"n and max_batch must be at least 1, not {n} and {max_batch}")
+        ids = [self.encode_prompt(prompt) for prompt in prompts]
+        samplers = [sampler] * len(ids) if sampler is None or isinstance(sampler, Sampler) else list(sampler)
+        if len(samplers) != len(ids):
+            raise ValueError(f"{len(samplers)} samplers for {len(ids)} prompts: give one for all, or one for each")
+        own = not self._prefixes.open  # a tree for this batch alone, as long as one of its prompts is to be read
+        prefixes = (
+            Prefixes(UNBOUNDED, self._native.kv_page_bytes, self._config.rope_original) if own else self._prefixes
+        )
+        members = []
+        for prompt, each in zip(ids, samplers, strict=True):
+            for i in range(n):
+                own_seed = _sample_seed(each or self._default_sampler, seed, i)
+                options = Options(
+                    max_tokens, each, stop, own_seed, logprobs, timeout, logits_processor, grammar, speculation
+                )
+                members.append(self._generate(prompt, context_length, options, prefixes))
+        Batch(members, max_batch or MOST_AT_ONCE, prefixes.worth_beginning, prefixes.close if own else _do_nothing)
+        return members
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after each of `tokens`: float32 (n, vocab)."""
@@ -314,12 +405,64 @@ class Model:
         ids = self.encode_prompt(text) if isinstance(text, str) else self.check_tokens(text)
         if len(ids) < 2:
             raise ValueError(f"{len(ids)} token(s): a score needs at least 2, one to start from and one to foresee")
-        logprobs: list[float] = []
         with self.session() as session:
             session.check_room(len(ids))
-            for block in session.sweep(ids[:-1]):
-                logprobs += [_core.log_probability(row, ids[len(logprobs) + 1 + i]) for i, row in enumerate(block)]
-        return Score(tuple(ids), tuple(logprobs))
+            return self._score(session, ids)
+
+    def score_continuations(
+        self, context: str | Sequence[int], continuations: Iterable[str | Sequence[int]]
+    ) -> list[Score]:
+        """How well the model foresees each of several continuations of one context, which is read once.
+
+        A score's `tokens` are the context's last token and the continuation's, so that `logprobs` are those of the
+        continuation: their sum tells which of several answers is the most probable. Texts are tokenized apart. Raises
+        `ValueError` for an empty continuation, and `ContextLengthError` for what is longer than a session.
+        """
+        ids, endings = self.encode_prompt(context), [self.encode_prompt(text, begin=False) for text in continuations]
+        if not all(endings):
+            raise ValueError(f"continuation {next(i for i, ending in enumerate(endings) if not ending)} is empty")
+        scores = []
+        with open_session(self, ids, self._context_length, self._prefixes) as session:
+            session.check_room(len(ids) - session.position - 1 + max(map(len, endings), default=0))
+            if session.position < len(ids) - 1:
+                session.eval(ids[session.position : -1])
+            session.share(self._prefixes)
+            for ending in endings:
+                with session.fork() as fork:
+                    scores.append(self._score(fork, [ids[-1], *ending]))
+        return scores
+
+    def embed(
+        self, texts: str | Iterable[str | Sequence[int]], *, pooling: str | None = None, normalize: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """A vector for each text, or sequence of token ids: float32 (n, dim); a lone text is one of one.
+
+        `pooling`: "mean" of the states after all tokens, "cls", the state of the first, or "last"; None means what the
+        model's files say, else "mean". `normalize`: to length 1, so that dot products are cosines. The states are what
+        the head would read, after the final norm. Texts are framed as the model's files say, such as with [CLS] and
+        [SEP]; each is read alone, so a vector does not depend on the others.
+
+        Raises `ContextLengthError` for a text longer than the context, `ValueError` for an empty one,
+        `UnsupportedModelError` where the files ask for another way to pool, `TokenizerError` for text without a
+        tokenizer.
+        """
+        _check_choice("pooling", pooling, (*POOLINGS, None))
+        self.check_open()
+        usual, obstacle = self._pooling
+        if not (pooling or usual):
+            raise UnsupportedModelError(
+                f"{self._path}: {obstacle}, a way to make one vector of a text's that pyllm does not know: say which "
+                f"to take, pooling= one of {', '.join(POOLINGS)}"
+            )
+        lists = [self._encode_to_embed(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return embed(
+            self._native,
+            lists,
+            pooling=pooling or usual,
+            normalize=normalize,
+            whole=not self._config.causal,
+            poll=lambda: self.closed,
+        )
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -353,6 +496,9 @@ class Model:
     def close(self) -> None:
         """Free the weights, once the last running evaluation has ended. Harmless twice."""
         self._native.close()
+        self._prefixes.close()
+        if self._draft is not None and self._draft is not self._arguments["draft"]:
+            self._draft.close()
 
     def __enter__(self) -> Model:
         return self
@@ -369,6 +515,22 @@ class Model:
         return _reopen, (str(self._path), self._fingerprint, arguments)
 
     # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
+
+    def speculate(self, wanted: bool | None) -> Speculation | None:
+        """What guesses at the tokens of one generation; `wanted` None: as the model was loaded."""
+        if not (self._arguments["speculation"] if wanted is None else wanted):
+            return None
+        return Speculation(SmallerModel(self._draft.session) if self._draft else PromptLookup())
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """Keys and values kept for texts that begin alike."""
+        return self._prefixes
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs the forward passes."""
+        return self._scheduler
 
     @property
     def closed(self) -> bool:
@@ -393,7 +555,7 @@ class Model:
         """The token ids of a prompt. `begin`: it stands at the start of a text, and an empty one becomes BOS."""
         self.check_open()
         if isinstance(prompt, str):
-            ids = self._need_tokenizer().encode(prompt, bos=None if begin else False) if prompt else []
+            ids = self.need_tokenizer().encode(prompt, bos=None if begin else False) if prompt else []
         else:
             ids = self.check_tokens(prompt)
         if ids or not begin:
@@ -402,14 +564,48 @@ class Model:
             raise ValueError("the prompt is empty, and this model has no beginning-of-text token to start from")
         return [self._bos_id]
 
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises `TokenizerError` where there is none."""
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self._path.name} holds no tokenizer, so it cannot read text: give load() a tokenizer= (a path or "
+                "a Tokenizer), or pass token ids"
+            )
+        return self._tokenizer
+
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _generate(self, ids: list[int], context_length: int | None, options: Options) -> Generation:
+    def _encode_to_embed(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            tokenizer = self.need_tokenizer()
+            ids = tokenizer.encode(text, eos=tokenizer.add_eos)
+        else:
+            ids = self.check_tokens(text)
+        if not ids:
+            raise ValueError("a text to embed is empty: it has no tokens")
+        if len(ids) > self._context_length:
+            raise ContextLengthError(
+                f"a text of {len(ids)} tokens exceeds the context of {self._context_length} tokens"
+            )
+        return ids
+
+    def _score(self, session: Session, ids: Sequence[int]) -> Score:
+        logprobs: list[float] = []
+        for block in session.sweep(ids[:-1]):
+            logprobs += [_core.log_probability(row, ids[len(logprobs) + 1 + i]) for i, row in enumerate(block)]
+        return Score(tuple(ids), tuple(logprobs))
+
+    def _generate(
+        self, ids: list[int], context_length: int | None, options: Options, prefixes: Prefixes | None = None
+    ) -> Generation:
         self.check_open()
+        if not self._config.causal:
+            raise UnsupportedModelError(f"{self._path}: an encoder, which generates no text: it is there for embed()")
         length = self._session_length(context_length)
         if len(ids) > length:
             raise ContextLengthError(f"the prompt's {len(ids)} tokens exceed the context of {length} tokens")
-        return begin_generation(self, Steps(lambda: self.session(length), owned=True), ids, length, options)
+        steps = OwnSteps(self, length, prefixes or self._prefixes, self.speculate(options.speculation))
+        return begin_generation(self, steps, ids, length, options)
 
     def _session_length(self, wanted: int | None) -> int:
         made_for = min(self._config.context_length, _core.LONGEST_CONTEXT)
@@ -420,14 +616,6 @@ class Model:
         if wanted > made_for:
             raise ContextLengthError(f"context_length {wanted} exceeds the {made_for} positions the model was made for")
         return wanted
-
-    def _need_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            raise TokenizerError(
-                f"{self._path.name} holds no tokenizer, so it cannot read text: give load() a tokenizer= (a path or "
-                "a Tokenizer), or pass token ids"
-            )
-        return self._tokenizer
 
     def _reader(self, checkpoint: Checkpoint) -> Callable[[str, int], npt.NDArray[np.float32] | None]:
         """Dequantises the tensor of a slot and layer when it is called, so that an export holds one at a time."""
@@ -453,9 +641,34 @@ def _checked_threads(threads: int) -> int:
     return operator.index(threads)
 
 
+def _open_draft(draft: str | os.PathLike[str] | Model | None, config: ModelConfig) -> Model | None:
+    """The model that guesses. Raises `ValueError` where its vocabulary is another."""
+    if draft is None:
+        return None
+    model = draft if isinstance(draft, Model) else load(draft, prefix_cache=None, speculation=False)
+    if model.config.vocab_size != config.vocab_size:
+        raise ValueError(f"draft has {model.config.vocab_size} tokens, and the model {config.vocab_size}")
+    return model
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _sample_seed(sampler: Sampler, seed: int | None, i: int) -> int | None:
+    """The seed of sample i of a prompt; None: a random one."""
+    first = sampler.seed if seed is None else check_seed(seed)
+    return None if first is None else (first + i) % SEEDS
+
+
 def _check_choice(name: str, value: object, choices: Collection[object]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def _check_bytes(name: str, value: int | None) -> None:
+    if value is not None and operator.index(value) < 0:
+        raise ValueError(f"{name} must be a number of bytes of at least 0, or None, not {value}")
 
 
 def find(source: str | os.PathLike[str], progress: Progress | bool | None) -> Path:
@@ -471,7 +684,9 @@ def find(source: str | os.PathLike[str], progress: Progress | bool | None) -> Pa
 def _choose_tokenizer(
     given: str | os.PathLike[str] | Tokenizer | None, checkpoint: Checkpoint, config: ModelConfig
 ) -> Tokenizer | None:
-    if given is None:
+    if given is None and checkpoint.format == FOLDER_FORMAT:
+        tokenizer = load_folder(checkpoint.path)
+    elif given is None:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
     elif isinstance(given, Tokenizer):
         tokenizer = given
@@ -502,19 +717,17 @@ def _text_limits(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[i
     return tokenizer.bos_id, tokenizer.eos_ids
 
 
+def _generation_defaults(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a model's files say about sampling, under GGUF's names."""
+    return generation_defaults(checkpoint.path) if checkpoint.format == FOLDER_FORMAT else checkpoint.metadata
+
+
 def _count_types(tensors: Iterable[TensorSpec]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tensor in tensors:
         name = type_name(tensor.type_id)
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Weights of the transformer with a tied head, norms included."""
-    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    layer = attention + 3 * config.dim * config.hidden_dim + 2 * config.dim
-    return config.vocab_size * config.dim + config.n_layers * layer + config.dim
 
 
 # ---- pickling --------------------------------------------------------------------------------------------------------

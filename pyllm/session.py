@@ -9,7 +9,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,28 +18,31 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from pyllm._core import Interrupted, NativeSession, log_probability
+from pyllm.conversation import encode_conversation, shared_prefix
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.formats.export import replacing
 from pyllm.generation import Generation, Plan
 from pyllm.grammar import constrained, grammar_of
 from pyllm.hooks import ProcessedDraw, processors_of
 from pyllm.sampling import Sampler
+from pyllm.scheduler import CHUNK, Scheduler, Seat
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from pyllm.conversation import Reader
     from pyllm.generation import Draw, Logits
     from pyllm.grammar import Grammar
     from pyllm.hooks import LogitsProcessor
     from pyllm.model import Model
+    from pyllm.prefixes import Prefixes
     from pyllm.sampling import SamplerState
+    from pyllm.speculation import Speculation
 
-#: Tokens in one forward pass of a prompt: enough for full speed, few enough to be interrupted soon.
-CHUNK = 512
 #: Positions whose logits are held at once where those of every position are wanted.
 LOGIT_ROWS = 32
 
-_MAGIC = b"PLSESS\x00\x01"
+_MAGIC = b"PLSESS\x00\x02"
 _PREFIX = struct.Struct("<8sII")  # magic, bytes of the JSON header, CRC-32 of all that follows this prefix
 _HEADER_LIMIT = 1 << 16
 
@@ -56,6 +59,8 @@ class Options:
     timeout: float | None
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
     grammar: Grammar | Mapping[str, Any] | type | None = None
+    speculation: bool | None = None
+    read_reply: Reader | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and operator.index(self.max_tokens) < 0:
@@ -84,6 +89,10 @@ class Session:
         self._native = native
         self._context_length = context_length
         self._tokens = list(tokens)  # those past the native position were drawn, and are evaluated by the next call
+        self._seat = Seat(native)
+        self._asked = _Asked()
+        self._guess = Guess()  # what was evaluated beyond `tokens`
+        self._length = 0  # of the text that the last evaluation was for
         self._lock = threading.Lock()
         self._closing = False
         self._closed = False
@@ -120,9 +129,8 @@ class Session:
         the logits after the last token taken in before. Raises `ValueError` for an id outside the vocabulary and
         `ContextLengthError` where the tokens do not fit; nothing is computed then.
         """
-        ids = self._model.check_tokens(tokens)
-        with self._entered():
-            logits = self._evaluate(ids, lambda: False)
+        self.ask(self._model.check_tokens(tokens), lambda: False)
+        logits = self.answer()
         if logits is None:
             raise ClosedError("the session or its model was closed during eval()")
         return logits
@@ -139,7 +147,8 @@ class Session:
             self.check_room(len(ids))
             if not ids:
                 raise ValueError("there are no tokens to evaluate")
-            taken, evaluated = len(self._tokens), self._native.position
+            taken = len(self._tokens)
+            evaluated = self._expect(taken + len(ids))
             try:
                 self._tokens += ids
                 return self._hidden_from(evaluated, depths)[:, taken - evaluated :]
@@ -191,6 +200,7 @@ class Session:
         timeout: float | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         grammar: Grammar | Mapping[str, Any] | type | None = None,
+        speculation: bool | None = None,
     ) -> Generation:
         """Go on from where the session stands, after `prompt`, and take the generated tokens in too.
 
@@ -198,16 +208,51 @@ class Session:
         The session must be left alone while the generation is under way; to do something else with it, just stop
         iterating.
         """
-        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar)
+        options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation)
         ids = self._model.encode_prompt(prompt, begin=not self._tokens)
         self.check_room(len(ids))
-        return begin_generation(self._model, Steps(lambda: self, owned=False), ids, self, options)
+        steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
+        return begin_generation(self._model, steps, ids, self, options)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
+        max_tokens: int | None = 256,
+        sampler: Sampler | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: bool = False,
+        timeout: float | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        grammar: Grammar | Mapping[str, Any] | type | None = None,
+        speculation: bool | None = None,
+    ) -> Generation:
+        """Answer a conversation, the whole of which is given, in this session; see `Model.chat`.
+
+        The session goes back, at once, to where its tokens and the conversation's part; what they begin with in common
+        is not read again.
+        """
+        ids, reader = encode_conversation(self._model.need_tokenizer(), messages, tools)
+        options = Options(
+            max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
+        )
+        if len(ids) > self._context_length:
+            raise ContextLengthError(
+                f"the conversation's {len(ids)} tokens exceed the context of {self._context_length} tokens"
+            )
+        shared = shared_prefix(self._tokens, ids)
+        self.truncate(shared)
+        steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
+        return begin_generation(self._model, steps, ids[shared:], self, options)
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file, for `Model.restore`. The file appears whole or not at all."""
         with self._entered():
+            self._expect(len(self._tokens))  # what a restored session will take its keys and values for
             header = {
                 "model": self._model.identity,
                 "context_length": self._context_length,
@@ -232,19 +277,75 @@ class Session:
 
     # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
 
-    def advance(self, tokens: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
-        """`eval` for a generation: `poll` is asked between layers; once it is True, nothing happened and it is None."""
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], guess: Sequence[int] = ()) -> None:
+        """Ask the scheduler for the logits after what was accepted and then `tokens`; `answer` gives them.
+
+        `poll` is asked often, by any thread; once it says True the session goes back to where it was. `guess`: tokens
+        that may come next; where they do, their logits are known already. The session is in use until `answer`.
+        """
+        self._enter()
+        try:
+            self._begin(tokens, lambda: self._closing or self._model.closed or poll(), guess)
+        except BaseException:
+            self._leave()
+            raise
+
+    @property
+    def ready(self) -> bool:
+        """Whether `answer` would not wait."""
+        return self._seat.ready
+
+    def answer(self) -> Logits | None:
+        """float32 (vocab,), valid until the next `ask`; None where `poll` stopped it."""
+        try:
+            return self._finish()
+        finally:
+            self._leave()
+
+    def share(self, prefixes: Prefixes) -> None:
+        """Let texts that begin alike have what was evaluated so far; the session goes on with it, too."""
+        if self._length == 0:
+            return  # nothing was
         with self._entered():
-            return self._evaluate(tokens, poll)
+            prefixes.keep(self._tokens[: self._native.position], self._native, self._length)
+
+    @property
+    def text(self) -> Sequence[int]:
+        """The tokens themselves, not a copy."""
+        return self._tokens
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether the logits of the next `ask` without tokens are known, since a guess was right."""
+        return self._guess.logits_after(self._tokens) is not None
+
+    @property
+    def guessed_right(self) -> int:
+        """How many tokens of the last guess have come."""
+        return self._guess.right(self._tokens)
+
+    @property
+    def seat(self) -> Seat:
+        """The session's place in the scheduler."""
+        return self._seat
+
+    @property
+    def native(self) -> NativeSession:
+        """What holds the keys and values."""
+        return self._native
 
     def accept(self, token: int) -> None:
         """Take a drawn token in, to be evaluated by the next call."""
-        with self._entered():
-            self._tokens.append(token)
+        self._enter()
+        self._tokens.append(token)
+        self._leave()
 
     def sweep(self, tokens: Sequence[int]) -> Iterator[Logits]:
         """Take `tokens` in; yields the logits after every one, `LOGIT_ROWS` (n, vocab) at a time."""
         self.check_room(len(tokens))
+        with self._entered():
+            for at in range(self._expect(len(self._tokens) + len(tokens)), len(self._tokens), CHUNK):
+                self._native.eval(self._tokens[at : at + CHUNK], n_logits=0, poll=lambda: self._closing)
         for start in range(0, len(tokens), LOGIT_ROWS):
             chunk = tokens[start : start + LOGIT_ROWS]
             with self._entered():
@@ -267,20 +368,32 @@ class Session:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """The calling thread's turn. Raises where it is another's, or where the session or its model is closed."""
+    def _enter(self) -> None:
+        """Take the session for the calling thread. Raises where it is another's, or where it or its model is closed."""
         if not self._lock.acquire(blocking=False):
             raise SessionBusyError("another thread is using this session; give each thread its own, or fork() it")
         try:
             if self._closing or self._closed:
                 raise ClosedError("this session was closed")
             self._model.check_open()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self._lock.release()
+        if self._closing:  # close() came when the lock was held
+            self._settle()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """The calling thread's turn, with nothing evaluated beyond the session's tokens."""
+        self._enter()
+        try:
+            self._drop_guess()
             yield
         finally:
-            self._lock.release()
-            if self._closing:  # close() came when the lock was held
-                self._settle()
+            self._leave()
 
     def _settle(self) -> None:
         """Close for good, unless a call is running: that call does it at its end."""
@@ -291,33 +404,72 @@ class Session:
             finally:
                 self._lock.release()
 
-    def _evaluate(self, ids: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
-        """Evaluate the tokens that are waiting, then `ids`, in chunks; all or nothing. None where `poll` stopped it."""
+    def _begin(self, ids: Sequence[int], poll: Callable[[], bool], guess: Sequence[int]) -> None:
         self.check_room(len(ids))
-        taken, evaluated = len(self._tokens), self._native.position
+        known = None if ids else self._guess.logits_after(self._tokens)
+        if known is not None:
+            self._asked = _Asked(len(self._tokens), self._native.position)
+            self._seat.seconds = 0.0
+            self._seat.settle(known)
+            return
+        self._drop_guess()
+        taken = len(self._tokens)
+        evaluated = self._expect(taken + len(ids))
         if evaluated == taken + len(ids):  # nothing to do but to look again: the last one gives the same bits again
             if evaluated == 0:
                 raise ValueError("there are no tokens to evaluate")
             evaluated -= 1
             self._native.truncate(evaluated)
-        try:
-            self._tokens.extend(ids)
-            return self._evaluate_from(evaluated, lambda: self._closing or self._model.closed or poll())
-        except BaseException as error:  # KeyboardInterrupt too: a session is never half-way
-            self._native.truncate(evaluated)
-            del self._tokens[taken:]
-            if isinstance(error, Interrupted):
-                return None
-            raise
+            self._expect(taken + len(ids))
+        guess = guess[: max(self._longest_alike(taken + len(ids)) - taken - len(ids), 0)]
+        self._asked = _Asked(taken, evaluated, guess)
+        self._tokens.extend(ids)
+        text = self._tokens
+        self._seat.ask([*text[evaluated:], *guess], 1 + len(guess), poll, lambda: text[:evaluated])
+        self._model.scheduler.add(self._seat)
 
-    def _evaluate_from(self, start: int, poll: Callable[[], bool]) -> Logits:
-        while len(self._tokens) - start > CHUNK:
-            if poll():  # the C library asks only in passes that take their time
-                raise Interrupted("stopped between two chunks of the prompt")
-            self._native.eval(self._tokens[start : start + CHUNK], n_logits=0, poll=poll)
-            start += CHUNK
-        logits: Logits = self._native.eval(self._tokens[start:], n_logits=1, poll=poll)[0]
+    def _expect(self, length: int) -> int:
+        """How many positions hold for a text of `length` tokens: none where RoPE's factors are others at that length,
+        so that all is to be evaluated again.
+        """
+        self._native.expect(length)
+        self._length = length
+        return self._native.position
+
+    def _longest_alike(self, length: int) -> int:
+        """The longest text that this session can hold with RoPE's factors as for one of `length` tokens."""
+        original = self._model.config.rope_original
+        return min(self._context_length, original) if length <= original else self._context_length
+
+    def _finish(self) -> Logits | None:
+        """All or nothing: where it failed, was stopped or interrupted, the session is as it was."""
+        asked, seat = self._asked, self._seat
+        try:
+            self._model.scheduler.wait((seat,))
+            error, seat.error = seat.error, None  # its traceback leads back to the seat
+            if error is not None:
+                raise error
+        except BaseException:  # KeyboardInterrupt too
+            self._model.scheduler.withdraw(seat)
+            self._go_back(asked)
+            raise
+        if seat.rows is None:
+            self._go_back(asked)
+            return None
+        if asked.guess:
+            self._guess = Guess(len(self._tokens), asked.guess, seat.rows)
+        logits: Logits = seat.rows[0]
         return logits
+
+    def _go_back(self, asked: _Asked) -> None:
+        self._native.truncate(min(asked.evaluated, self._native.position))
+        del self._tokens[asked.taken :]
+
+    def _drop_guess(self) -> None:
+        """Forget what was evaluated beyond the tokens that came."""
+        if self._guess.tokens:
+            self._native.truncate(min(self._guess.start + self._guess.right(self._tokens), self._native.position))
+            self._guess = Guess()
 
     def _hidden_from(self, start: int, depths: Sequence[int]) -> npt.NDArray[np.float32]:
         """Evaluate the tokens from `start` on; the residual stream at each, (depths, n, dim)."""
@@ -326,6 +478,39 @@ class Session:
             for at in range(start, len(self._tokens), CHUNK)
         ]
         return np.concatenate(blocks, axis=1)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `ask` was called for: where the session stood, in tokens taken and evaluated, and what was guessed."""
+
+    taken: int = 0
+    evaluated: int = 0
+    guess: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Tokens evaluated before anyone knows that they come: from position `start` on. rows (1 + n, vocab)."""
+
+    start: int = 0
+    tokens: Sequence[int] = ()
+    rows: Logits | None = None
+
+    def right(self, tokens: Sequence[int]) -> int:
+        """How many of them came, where `tokens` is the whole text."""
+        n = 0
+        while n < len(self.tokens) and self.start + n < len(tokens) and tokens[self.start + n] == self.tokens[n]:
+            n += 1
+        return n
+
+    def logits_after(self, tokens: Sequence[int]) -> Logits | None:
+        """The logits after `tokens`, the whole text, if they are among the rows."""
+        n = len(tokens) - self.start
+        if self.rows is None or not 0 < n <= len(self.tokens) or self.right(tokens) < n:
+            return None
+        logits: Logits = self.rows[n : n + 1]
+        return logits
 
 
 def _depths(layers: Sequence[int] | None, n_layers: int) -> list[int]:
@@ -340,33 +525,99 @@ def _depths(layers: Sequence[int] | None, n_layers: int) -> list[int]:
 
 
 class Steps:
-    """What drives a `Generation`: a session that is opened by the first step, and closed at the end where `owned`."""
+    """What drives a `Generation`: a session, used alone by it from one step to the next."""
 
-    def __init__(self, open_session: Callable[[], Session], *, owned: bool) -> None:
-        self._open = open_session
-        self._owned = owned
-        self._session: Session | None = None
+    def __init__(self, session: Session | None, pool: Scheduler, speculation: Speculation | None) -> None:
+        self._session = session
+        self._speculation = speculation
+        self._prompt = True  # the tokens asked for are the prompt
+        self.pool = pool
+        self.cached = 0
 
     @property
     def position(self) -> int:
         """Tokens the session has taken in."""
         return self._session.position if self._session else 0
 
-    def advance(self, tokens: Sequence[int], poll: Callable[[], bool]) -> Logits | None:
-        """See `Session.advance`."""
-        if self._session is None:
-            self._session = self._open()
-        return self._session.advance(tokens, poll)
+    @property
+    def ready(self) -> bool:
+        """See `Session.ready`."""
+        return self._session is None or self._session.ready
+
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+        """See `Session.ask`."""
+        session = self._session
+        guess: Sequence[int] = ()
+        assert session is not None
+        self._prompt = bool(tokens)
+        if self._speculation and not tokens and not session.foreseen:
+            guess = self._speculation.draft(session.text, session.guessed_right, poll)
+        session.ask(tokens, poll, guess)
+
+    def answer(self) -> Logits | None:
+        """See `Session.answer`."""
+        assert self._session is not None
+        logits, seat = self._session.answer(), self._session.seat
+        if self._speculation and seat.seconds and not self._prompt:
+            self._speculation.passed(seat.seconds, seat.alone)
+        return logits
 
     def accept(self, token: int) -> None:
         """See `Session.accept`."""
-        if self._session:
-            self._session.accept(token)
+        assert self._session is not None
+        self._session.accept(token)
 
     def release(self) -> None:
-        """Close the session, if it was opened for this generation alone."""
-        if self._session and self._owned:
+        """Leave the session alone."""
+        if self._session is not None:
+            self.pool.withdraw(self._session.seat)
+
+
+class OwnSteps(Steps):
+    """Steps in a session of their own: opened by the first, with what is known of the prompt, and closed at the end.
+
+    What was read and written goes to `prefixes`, for texts that begin alike.
+    """
+
+    def __init__(self, model: Model, context_length: int, prefixes: Prefixes, speculation: Speculation | None) -> None:
+        super().__init__(None, model.scheduler, speculation)
+        self._model = model
+        self._context_length = context_length
+        self._prefixes = prefixes
+        self._shared = False
+
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+        """Ask for what is not known of the tokens; the last one's logits never are."""
+        if self._session is None:
+            self._session = open_session(self._model, tokens, self._context_length, self._prefixes)
+            self.cached = self._session.position
+            tokens = tokens[self.cached :]
+        super().ask(tokens, poll)
+
+    def answer(self) -> Logits | None:
+        """See `Session.answer`. The prompt is shared as soon as it is read."""
+        logits = super().answer()
+        if logits is not None and self._session is not None and not self._shared:
+            self._shared = True
+            self._session.share(self._prefixes)
+        return logits
+
+    def release(self) -> None:
+        """Share the text, and close the session."""
+        super().release()
+        if self._session is not None:
+            with suppress(ClosedError):  # then there is nothing left to share
+                self._session.share(self._prefixes)
             self._session.close()
+
+
+def open_session(model: Model, tokens: Sequence[int], context_length: int, prefixes: Prefixes) -> Session:
+    """A new session that holds as much as is known of `tokens`; never the last one, since its logits are wanted."""
+    model.check_open()
+    found = prefixes.find(tokens[:-1], context_length, len(tokens))
+    if found is None:
+        return model.session(context_length)
+    return Session(model, found.session, context_length, tokens[: found.n])
 
 
 def begin_generation(
@@ -389,6 +640,7 @@ def begin_generation(
         max_tokens=options.max_tokens,
         timeout=options.timeout,
         log_probability=log_probability if options.logprobs else None,
+        read_reply=options.read_reply,
     )
     return Generation(steps, _hooked(model, sampler.start(options.seed), options), plan)
 

@@ -10,8 +10,8 @@ import pytest
 import tinygguf
 from tinygguf import ARRAY, FLOAT64, INT32, UINT64, Shape, Typed
 
-from pyllm import architectures
-from pyllm.architectures import Binding
+from pyllm import _core, architectures
+from pyllm.architectures import Binding, binding
 from pyllm.config import ModelConfig
 from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats import Checkpoint, open_checkpoint, parse
@@ -106,7 +106,7 @@ def test_linear_scaling_becomes_rope_factors(fields: dict[str, Any]) -> None:
     factors = bound(checkpoint)["rope_factors", 0]
     assert np.frombuffer(checkpoint.view(factors.tensor), "<f4").tolist() == [4.0] * 8
     both = {**tinygguf.llama_tensors(SHAPE), "rope_freqs.weight": (tinygguf.F32, (8,), bytes(32))}
-    with pytest.raises(UnsupportedModelError, match=r"rope_freqs\.weight and llama\.rope\.scaling\.factor = 4"):
+    with pytest.raises(UnsupportedModelError, match=r"factor = 4\.0 scales RoPE, and rope_freqs\.weight"):
         bound(checkpoint_of(fields, both))
 
 
@@ -130,11 +130,13 @@ def test_fields_that_change_nothing(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"general.architecture": "gemma3"}, "general.architecture is 'gemma3'; pyllm runs: llama"),
+        ({"general.architecture": "new"}, "general.architecture is 'new'; pyllm runs: arcee, .*, llama, "),
+        ({"general.architecture": "mamba2"}, "general.architecture is 'mamba2', which has state-space layers"),
         ({"general.architecture": "llama2c"}, "general.architecture is 'llama2c'"),
         ({"split.count": 3}, "one part of a split GGUF"),
-        ({"llama.expert_count": 8}, "llama.expert_count is '8'"),
-        ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn'"),
+        ({"llama.expert_shared_count": 8}, "llama.expert_shared_count is '8'"),
+        ({"llama.rope.scaling.type": "longrope"}, "llama.rope.scaling.type is 'longrope'"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor is '0.5'"),
         ({"llama.attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv is '8.0'"),
         ({"llama.attention.causal": False}, "llama.attention.causal is 'False'"),
         ({"llama.attention.value_length": 8}, "value_length differs from the key length 16"),
@@ -168,7 +170,9 @@ def test_unknown_demands_are_named(fields: dict[str, Any], message: str) -> None
         ({"llama.attention.key_length": 2**31 - 2}, "4 heads of 2147483646 are too wide"),
         ({"llama.feed_forward_length": 95}, "blk.0.ffn_gate.weight' has the shape .96, 64., expected .95, 64."),
         ({"llama.block_count": 3}, "'blk.2.attn_norm.weight', 1 x 64, is missing"),
-        ({"llama.block_count": 2**31 - 1}, "'blk.2.attn_norm.weight'"),
+        ({"llama.block_count": 2**31 - 1}, "2147483647 layers, but only 20 tensors in the file"),
+        ({"llama.expert_count": 8}, "llama.expert_used_count is missing"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.freq_base": 1.0}, "freq_base is 1.0, expected more than 1"),
     ],
 )
 def test_impossible_fields_are_named(fields: dict[str, Any], message: str) -> None:
@@ -177,11 +181,23 @@ def test_impossible_fields_are_named(fields: dict[str, Any], message: str) -> No
         architectures.bindings(checkpoint, architectures.describe(checkpoint))
 
 
-@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "blk.2.attn_norm.weight", "extra"])
+@pytest.mark.parametrize("name", ["blk.0.attn_norm.bias", "blk.0.ffn_gate_inp.weight", "blk.2.ffn_up.weight", "extra"])
 def test_a_tensor_without_use_is_named(name: str) -> None:
     tensors = {**tinygguf.llama_tensors(SHAPE), name: (tinygguf.F32, (64,), bytes(256))}
     with pytest.raises(UnsupportedModelError, match=f"has a tensor '{name}' .and 0 more. that pyllm has no use for"):
         bound(checkpoint_of(tensors=tensors))
+
+
+def test_optional_tensors_are_in_every_layer_or_in_none() -> None:
+    biases = {f"blk.{layer}.attn_q.bias": (tinygguf.F32, (64,), bytes(256)) for layer in range(2)}
+    assert ("bq", 1) in bound(checkpoint_of(tensors=tinygguf.llama_tensors(SHAPE) | biases))
+    del biases["blk.1.attn_q.bias"]
+    with pytest.raises(ModelFormatError, match=r"tensor 'blk\.1\.attn_q\.bias', 1 x 64, is missing"):
+        bound(checkpoint_of(tensors=tinygguf.llama_tensors(SHAPE) | biases))
+
+
+def test_the_slots_are_those_of_the_boundary() -> None:
+    assert list(binding.SLOTS) == sorted(_core.SLOTS, key=_core.SLOTS.__getitem__)
 
 
 @pytest.mark.parametrize("name", list(tinygguf.llama_tensors(SHAPE)))

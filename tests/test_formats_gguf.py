@@ -302,7 +302,7 @@ def test_folders_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match=r"perhaps 'a\.gguf' in it"):
         open_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UnsupportedModelError, match="a Hugging Face folder"):
+    with pytest.raises(ModelFormatError, match=r"config\.json is there, but no \.safetensors file"):
         open_checkpoint(tmp_path)
 
 

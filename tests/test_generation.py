@@ -10,7 +10,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,13 @@ OTHER_END = 257
 CONTEXT = 64
 
 
+class NoPool:
+    """Nobody need wait: steppers answer when they are asked to."""
+
+    def wait(self, items: Collection[Any]) -> None:
+        assert all(item.ready for item in items)
+
+
 class ScriptedStepper:
     """A timeline whose logits always prefer the next token of a script."""
 
@@ -38,12 +45,21 @@ class ScriptedStepper:
         self.drawn = 0
         self.released = 0
         self.started = threading.Event()
+        self.cached = 0
+        self.ready = True
+        self.pool = NoPool()
+        self.asked: tuple[Sequence[int], Callable[[], bool]] = ((), lambda: False)
 
     @property
     def position(self) -> int:
         return len(self.evaluated) + len(self.pending)
 
-    def advance(self, tokens: Sequence[int], poll: Callable[[], bool]) -> Any:
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+        self.asked = (tokens, poll)
+
+    def answer(self) -> Any:
+        tokens, poll = self.asked
+        self.asked = ((), lambda: False)  # a reference to the generation would be a cycle
         self.started.set()
         deadline = time.monotonic() + self.delay
         while time.monotonic() < deadline:
@@ -298,10 +314,10 @@ def test_an_exception_in_a_step_closes(error: type[BaseException]) -> None:
     bench = Bench([97])
     next(bench.generation)
 
-    def fail(tokens: Sequence[int], poll: Callable[[], bool]) -> Any:
+    def fail() -> Any:
         raise error
 
-    bench.stepper.advance = fail  # type: ignore[method-assign]
+    bench.stepper.answer = fail  # type: ignore[method-assign]
     with pytest.raises(error):
         next(bench.generation)
     assert bench.generation.finish_reason == "cancelled"
@@ -312,7 +328,8 @@ def test_an_exception_in_a_step_closes(error: type[BaseException]) -> None:
 def test_a_moved_timeline_is_noticed() -> None:
     bench = Bench([97])
     next(bench.generation)
-    bench.stepper.advance([1, 2], lambda: False)
+    bench.stepper.ask([1, 2], lambda: False)
+    bench.stepper.answer()
     with pytest.raises(SessionBusyError, match="something else"):
         next(bench.generation)
 

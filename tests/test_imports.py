@@ -29,15 +29,35 @@ PY_MAY_IMPORT = {
     "_core": {"errors", "config", "machine", "_native"},
     "tokenizers": {"errors", "config", "machine", "formats", "_core"},
     "sampling": {"errors", "_core"},
-    "generation": {"errors", "machine"},
+    "generation": {"errors", "machine", "awaiting"},
+    "batching": set(),
+    "speculation": set(),
+    "awaiting": set(),
+    "scheduler": {"errors", "_core"},
+    "embedding": {"errors", "_core", "formats", "scheduler"},
+    "prefixes": {"_core"},
     "hooks": set(),
     "grammar": {"errors"},
+    "tool_formats": set(),
+    "tool_schemas": set(),
+    "conversation": {"errors", "tool_formats", "tool_schemas", "tokenizers"},
+    "tools": {"tool_formats", "tool_schemas"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
 }
-# under TYPE_CHECKING: a name in an annotation, no import when running
-PY_TYPES_ONLY = {"session": {"model"}, "hooks": {"generation"}, "grammar": {"generation", "sampling", "tokenizers"}}
+# Under TYPE_CHECKING: a name in an annotation, no import when running.
+PY_TYPES_ONLY = {
+    "session": {"model"},
+    "awaiting": {"generation"},
+    "batching": {"generation"},
+    "speculation": {"session"},
+    "hooks": {"generation"},
+    "grammar": {"generation", "sampling", "tokenizers"},
+    "generation": {"tool_formats"},
+    "tool_formats": {"tokenizers"},
+    "tools": {"model", "session"},
+}
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
     "session": PY_FACADE,

@@ -366,7 +366,7 @@ def test_pages_outlive_the_model(mixed: Path) -> None:
     with pytest.raises(pyllm.PyllmError, match="closed"):
         session.eval([1])
     session.close()
-    assert len(fork.state()) == 70 * 2 * SHAPE.layers * SHAPE.kv_heads * 64 * 4  # as fp32
+    assert len(fork.state()) == 70 * 2 * SHAPE.layers * SHAPE.kv_heads * 64 * 2  # in the type of the pages, f16
     fork.close()
 
 
@@ -386,3 +386,61 @@ def test_a_state_is_the_same_whatever_its_history(mixed: Path) -> None:
     third.load_state(expected, 90)
     assert third.state() == expected
     assert model.kv_pages == pages(90) + pages(150) + pages(90)
+
+
+def test_forks_at_a_position(mixed: Path) -> None:
+    """A fork may begin anywhere before its source's end, with a context of its own; then it is like any session."""
+    model = load(mixed)
+    session, expected = model.new_session(400), run(model, whole, IDS[:200])
+    session.eval(IDS[:200], n_logits=0)
+    for position in (0, 1, 63, 64, 65, 199, 200):
+        fork = session.fork(position, 300)
+        assert (fork.position, fork.context_length) == (position, 300)
+        assert model.kv_pages == 4
+        if position < 200:
+            assert np.array_equal(bits(fork.eval(IDS[position : position + 1])[0]), bits(expected[position]))
+        fork.close()
+    for position, length in ((201, 300), (-1, 300), (100, 99)):
+        with pytest.raises(ValueError, match=f"fork at position {position}"):
+            session.fork(position, length)
+    assert np.array_equal(bits(session.eval(IDS[200:201])), bits(run(model, whole, IDS[:201])[200:]))
+
+
+def test_equal_pages_can_be_held_once(mixed: Path) -> None:
+    """Two sessions that read the same text apart: whole pages of the common part become one; nothing else changes."""
+    model = load(mixed)
+    one, other = model.new_session(400), model.new_session(400)
+    one.eval(IDS[:200], n_logits=0)
+    other.eval(IDS[:150], n_logits=0)
+    other.eval(IDS[::-1][:30], n_logits=0)
+    state = other.state()
+    assert model.kv_pages == 4 + 3
+    other.unite(one, 150)
+    assert model.kv_pages == 4 + 1
+    assert (other.state(), other.position) == (state, 180)
+    one.close()
+    assert model.kv_pages == 3
+    assert other.state() == state
+    with pytest.raises(ValueError, match="cannot share 181"):
+        other.unite(other, 181)
+    other.close()
+    assert model.kv_pages == 0
+
+
+def test_pages_have_a_limit(mixed: Path) -> None:
+    """Nothing moves where a page more than the limit would be needed; whoever gives pages back makes room."""
+    model = load(mixed)
+    model.limit_kv(4)
+    one, other = model.new_session(400), model.new_session(400)
+    one.eval(IDS[:190], n_logits=0)
+    with pytest.raises(pyllm.OutOfMemoryError, match="KV page"):
+        other.eval(IDS[:80])
+    assert (other.position, one.position) == (0, 190)
+    assert model.kv_pages <= 4
+    one.truncate(100)
+    logits = np.array(other.eval(IDS[:80]))
+    assert model.kv_pages == 4
+    assert np.array_equal(bits(logits), bits(run(load(mixed), whole, IDS[:80])[79:]))
+    with pytest.raises(pyllm.OutOfMemoryError):
+        eval_together(model, [(one, IDS[100:130]), (other, [1])], 1)
+    assert (other.position, one.position) == (80, 100)

@@ -457,7 +457,7 @@ def test_every_cut_and_every_flipped_byte_is_noticed(users: pyllm.Model, tmp_pat
 def test_a_crafted_header(users: pyllm.Model, tmp_path: Path, header: str) -> None:
     body = header.encode()
     path = tmp_path / "crafted"
-    path.write_bytes(struct.pack("<8sII", b"PLSESS\x00\x01", len(body), zlib.crc32(body)) + body)
+    path.write_bytes(struct.pack("<8sII", b"PLSESS\x00\x02", len(body), zlib.crc32(body)) + body)
     with pytest.raises(pyllm.ModelFormatError, match="header"):
         users.restore(path)
 
@@ -491,9 +491,9 @@ def test_an_interrupted_eval_leaves_the_session_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool
 ) -> None:
     """Ctrl-C before or after the second of three chunks takes the first one back, too."""
-    evaluate, calls = NativeSession.eval, 0
+    evaluate, calls = NativeModel.eval, 0
 
-    def interrupt_second(self: NativeSession, *arguments: Any, **options: Any) -> Array:
+    def interrupt_second(self: NativeModel, *arguments: Any, **options: Any) -> list[Array]:
         nonlocal calls
         calls += 1
         if calls == 2 and not done:
@@ -506,7 +506,7 @@ def test_an_interrupted_eval_leaves_the_session_as_it_was(
     with pyllm.load(tiny_llama(tmp_path / "m.gguf", Q8_0, Shape(context=2048))) as model, model.session() as session:
         expected = model.logits(IDS[:9])
         session.eval(IDS[:5])
-        monkeypatch.setattr(NativeSession, "eval", interrupt_second)
+        monkeypatch.setattr(NativeModel, "eval", interrupt_second)
         with pytest.raises(KeyboardInterrupt):
             session.eval(long_prompt()[:1400])
         assert calls == 2

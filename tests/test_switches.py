@@ -308,17 +308,24 @@ def test_long_sequences_use_the_long_factors() -> None:
     assert off(session.eval(IDS[: limit - 1])[0], forward(c, weights, IDS[: limit - 1])[-1]) < ROUNDING
     short = np.array(session.eval(IDS[limit - 1 : limit]))
     assert off(short[0], forward(c, weights, IDS[:limit])[-1]) < ROUNDING
-    with pytest.raises(ValueError, match="beyond 100 positions a sequence must be evaluated again"):
+    with pytest.raises(ValueError, match="factors change at 100 positions"):
         session.eval(IDS[limit : limit + 1])
+    session.expect(limit)
     assert session.position == limit
-    session.restart(limit + 1)
+    session.expect(limit + 1)
+    assert session.position == 0
     session.eval(IDS[:40], n_logits=0)
+    session.eval(IDS[40:60], n_logits=0)
     fork = session.fork()
     for either in (session, fork):
-        found = np.array(either.eval(IDS[40 : limit + 1]))
+        found = np.array(either.eval(IDS[60 : limit + 1]))
         assert off(found[0], forward(c, weights, IDS[: limit + 1])[-1]) < ROUNDING
     state = session.state()
-    fork.restart(0)
+    fork.truncate(limit - 1)
+    with pytest.raises(ValueError, match="evaluated again"):
+        fork.eval(IDS[limit - 1 : limit])
+    fork.expect(limit)
+    assert fork.position == 0
     assert np.array_equal(bits(fork.eval(IDS[:limit])), bits(short))
     fork.load_state(state, limit + 1)
     assert np.array_equal(bits(fork.eval(IDS[limit + 1 : 150])), bits(session.eval(IDS[limit + 1 : 150])))

@@ -23,30 +23,39 @@ PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "arcee")
 
 #: GGUF's keys (without the architecture) and the fields of config.json that they come from.
 KEYS = {
-    "embedding_length": ("hidden_size", "n_embd"), "block_count": ("num_hidden_layers", "n_layer"),
+    "embedding_length": ("hidden_size", "n_embd"),
+    "block_count": ("num_hidden_layers", "n_layer"),
     "attention.head_count": ("num_attention_heads", "n_head"),
     "context_length": ("max_position_embeddings", "n_positions"),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
     "attention.layer_norm_epsilon": ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon"),
-    "attention.sliding_window": ("sliding_window",), "logit_scale": ("logit_scale", "logits_scaling"),
-    "attn_logit_softcapping": ("attn_logit_softcapping",), "final_logit_softcapping": ("final_logit_softcapping",),
+    "attention.sliding_window": ("sliding_window",),
+    "logit_scale": ("logit_scale", "logits_scaling"),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
     "expert_count": ("num_experts", "num_local_experts", "moe_num_experts"),
-    "expert_used_count": ("num_experts_per_tok", "moe_k"), "attention.scale": ("attention_multiplier",),
+    "expert_used_count": ("num_experts_per_tok", "moe_k"),
+    "attention.scale": ("attention_multiplier",),
     "expert_feed_forward_length": ("moe_intermediate_size",),
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
-    "expert_shared_count": ("moe_num_shared_experts",), "interleave_moe_layer_step": ("moe_layer_interval",),
-    "leading_dense_block_count": ("moe_layer_start_index",), "use_parallel_residual": ("use_parallel_residual",),
-    "embedding_scale": ("embedding_multiplier",), "residual_scale": ("residual_multiplier",),
+    "expert_shared_count": ("moe_num_shared_experts",),
+    "interleave_moe_layer_step": ("moe_layer_interval",),
+    "leading_dense_block_count": ("moe_layer_start_index",),
+    "use_parallel_residual": ("use_parallel_residual",),
+    "embedding_scale": ("embedding_multiplier",),
+    "residual_scale": ("residual_multiplier",),
 }
 
 
-def write_gguf(path: Path, architecture: str, config: Config, table: Mapping[str, list[Any]]) -> Path:
-    """The model of a table of golden data as a GGUF file in BF16 (vectors in F32)."""
+def write_gguf(
+    path: Path, architecture: str, config: Config, table: Mapping[str, list[Any]], matrices: int = tinygguf.BF16
+) -> Path:
+    """The model of a table of golden data as a GGUF file, vectors in F32."""
     values = dict(converted(architecture, config, tinyfolder.expand(table)))
     factors = rope_tensors(config, head_dim(config))
     tensors: dict[str, tinygguf.Tensor] = {}
     for name, array in (values | factors).items():
-        type_id = tinygguf.F32 if array.ndim == 1 or "rope" in name or "norm" in name else tinygguf.BF16
+        type_id = tinygguf.F32 if array.ndim == 1 or "rope" in name or "norm" in name else matrices
         tensors[name] = (type_id, array.shape, tinygguf.float_bytes(type_id, array))
     return tinygguf.write_gguf(path, metadata(architecture, config), tensors)
 
@@ -68,6 +77,8 @@ def metadata(architecture: str, config: Config) -> dict[str, Any]:
         out |= {"attention.key_length": dim, "attention.value_length": dim}
     if architecture == "gpt-oss":
         out["expert_feed_forward_length"] = config["intermediate_size"]
+    if config.get("moe_num_shared_experts"):
+        out["expert_shared_feed_forward_length"] = config["moe_num_shared_experts"] * config["moe_intermediate_size"]
     if architecture == "qwen3moe":
         out["expert_weights_norm"] = True
     rope = config.get("rope_parameters")
@@ -109,7 +120,8 @@ def kv_heads(config: Config) -> int:
 def rope_tensors(config: Config, dim: int) -> dict[str, Array]:
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type") == "longrope":
-        return {f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32) for kind in ("short", "long")}
+        kinds = ("short", "long")
+        return {f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32) for kind in kinds}
     if rope.get("rope_type") != "llama3":
         return {}
     factors = []
@@ -209,6 +221,10 @@ def ernie(name: str, renamed: str | None, values: Array, config: Config) -> Iter
 
 SPECIAL: dict[str, Special] = {
     **dict.fromkeys(("gemma", "gemma2", "gemma3"), gemma),
-    "falcon": falcon, "gptneox": gpt_neox, "gpt2": gpt2, "granitemoe": granitemoe,
-    "gpt-oss": gpt_oss, "ernie4_5-moe": ernie,
+    "falcon": falcon,
+    "gptneox": gpt_neox,
+    "gpt2": gpt2,
+    "granitemoe": granitemoe,
+    "gpt-oss": gpt_oss,
+    "ernie4_5-moe": ernie,
 }

@@ -42,7 +42,7 @@ def weights(name: str, shape: tuple[int, ...], centre: float = 1.0) -> Array:
     if any(part in name for part in ("embed_", "wte", "wpe", "word_emb")) and "embed_out" not in name:
         return units * np.float32(0.25)
     inputs = shape[0] if re.search(r"c_attn|c_proj|c_fc", name) else shape[-1]
-    gain = 2.5 if "lm_head" in name or "embed_out" in name else 2.0
+    gain = 2.4 if "lm_head" in name or "embed_out" in name else 1.8
     scaled = units * np.float32(gain / math.sqrt(inputs))
     return (scaled.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 

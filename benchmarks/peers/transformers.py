@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from peers.converted import converted
 from pyllm.peers import EVERY_TEST, Floats, Setup, Taken, need, release, timing
 
 
 class Transformers:
-    """The dequantised weights of a GGUF file, in fp32 with eager attention or in bf16 with torch's own."""
+    """The weights that a GGUF file means, in fp32 with eager attention or in bf16 with torch's own: from the folder
+    that convert.py made, or, without one, by transformers' own reader, which may keep them packed.
+    """
 
     tests = EVERY_TEST
     costs = None
@@ -20,6 +23,8 @@ class Transformers:
         self._torch.set_num_threads(setup.threads)
         transformers = need("transformers", packages)
         source = {"pretrained_model_name_or_path": str(setup.model.parent), "gguf_file": setup.model.name}
+        if setup.converted:
+            source = {"pretrained_model_name_or_path": str(converted(setup, "hf"))}
         self._model = transformers.AutoModelForCausalLM.from_pretrained(
             **source,
             dtype=getattr(self._torch, dtype),

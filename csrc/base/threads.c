@@ -15,10 +15,22 @@
 struct pl_barrier {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
-    _Alignas(64) atomic_llong waited; /* nanoseconds, of all threads together, in waits that were not short */
+    atomic_int asleep; /* threads that must be woken */
+    pthread_mutex_t mutex;
+    pthread_cond_t released;
+    _Alignas(64) atomic_llong worked; /* CPU nanoseconds of all threads, without waits that were not short */
 };
 
-enum { SHORT = 200 /* tries that need no clock */, SPINS = 4000, YIELDS = 200, SLEEP_NANOSECONDS = 50000 };
+#define NEW_BARRIER {.mutex = PTHREAD_MUTEX_INITIALIZER, .released = PTHREAD_COND_INITIALIZER}
+
+enum { SHORT = 200 /* tries that need no clock */, SPINS = 1000, YIELDS = 20 };
+
+/* Of this thread. */
+static long long cpu_nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (long long)now.tv_sec * 1000000000 + now.tv_nsec;
+}
 
 static void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -28,33 +40,44 @@ static void relax(void) {
 #endif
 }
 
-/* Spin a little (the others are usually there within microseconds), then let others run, then sleep. */
-static void wait_a_little(int32_t tries) {
-    if (tries < SPINS) {
-        relax();
-    } else if (tries < SPINS + YIELDS) {
-        sched_yield();
-    } else {
-        nanosleep(&(struct timespec){.tv_nsec = SLEEP_NANOSECONDS}, NULL);
-    }
+static void sleep_until_released(pl_barrier *b, int generation) {
+    pthread_mutex_lock(&b->mutex);
+    atomic_fetch_add(&b->asleep, 1); /* before the generation is looked at, as release() looks in the other order */
+    while (atomic_load(&b->generation) == generation) pthread_cond_wait(&b->released, &b->mutex);
+    atomic_fetch_sub(&b->asleep, 1);
+    pthread_mutex_unlock(&b->mutex);
 }
 
+static void release(pl_barrier *b, int generation) {
+    atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
+    atomic_store(&b->generation, generation + 1);
+    if (atomic_load(&b->asleep) == 0) return;
+    pthread_mutex_lock(&b->mutex);
+    pthread_cond_broadcast(&b->released);
+    pthread_mutex_unlock(&b->mutex);
+}
+
+/* Spins a little (the others are usually there within microseconds), then lets others run, then sleeps. */
 void pl_barrier_wait(const pl_worker *worker) {
     if (worker->count == 1) return;
     pl_barrier *b = worker->barrier;
     int generation = atomic_load_explicit(&b->generation, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) + 1 == worker->count) {
-        atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&b->generation, generation + 1, memory_order_release);
+        release(b, generation);
         return;
     }
-    double since = 0;
-    for (int32_t tries = 0; atomic_load_explicit(&b->generation, memory_order_acquire) == generation;) {
-        wait_a_little(tries);
-        if (tries == SHORT) since = pl_seconds();
-        if (tries < SPINS + YIELDS) tries++;
+    long long since = 0;
+    for (int32_t tries = 0; atomic_load_explicit(&b->generation, memory_order_acquire) == generation; tries++) {
+        if (tries == SHORT) since = cpu_nanoseconds();
+        if (tries < SPINS) {
+            relax();
+        } else if (tries < SPINS + YIELDS) {
+            sched_yield();
+        } else {
+            sleep_until_released(b, generation);
+        }
     }
-    if (since > 0) atomic_fetch_add(&b->waited, (long long)((pl_seconds() - since) * 1e9));
+    if (since > 0) atomic_fetch_sub(&b->worked, cpu_nanoseconds() - since);
 }
 
 void pl_share(const pl_worker *worker, int64_t n, int64_t grain, int64_t *begin, int64_t *end) {
@@ -77,8 +100,17 @@ typedef struct region {
     int32_t threads;
     pl_task_fn fn;
     void *argument;
-    int32_t stalled; /* out: whether its threads mostly waited for one that was not running */
+    bool judged;
+    double worked; /* out, if judged: CPU seconds of all threads, without waits for one another */
 } region;
+
+/* One thread's part of a region. The last wait is here, not in libgomp, which spins. */
+static void work(const region *r, const pl_worker *worker) {
+    long long begun = r->judged ? cpu_nanoseconds() : 0;
+    r->fn(r->argument, worker);
+    pl_barrier_wait(worker);
+    if (r->judged) atomic_fetch_add(&worker->barrier->worked, cpu_nanoseconds() - begun);
+}
 
 /* Threads started for one region: they begin when it is known how many there are. */
 typedef struct crew {
@@ -95,17 +127,17 @@ typedef struct hand {
 
 static void *lend_hand(void *argument) {
     const hand *h = argument;
-    int32_t count, tries = 0;
-    while ((count = atomic_load(&h->crew->count)) == 0) wait_a_little(tries++);
-    h->crew->region->fn(h->crew->region->argument, &(pl_worker){h->index, count, &h->crew->barrier});
+    int32_t count;
+    while ((count = atomic_load(&h->crew->count)) == 0) sched_yield();
+    work(h->crew->region, &(pl_worker){h->index, count, &h->crew->barrier});
     return NULL;
 }
 
 /* Runs the region on threads started for it, as many as the system gives, and returns how many they were. */
-static int32_t run_on_own_threads(const region *r) {
+static int32_t run_on_own_threads(region *r) {
     enum { MOST = 1024 };
     hand hands[MOST];
-    crew c = {.region = r};
+    crew c = {.region = r, .barrier = NEW_BARRIER};
     int32_t started = 0;
     while (started < r->threads - 1 && started < MOST) {
         hands[started] = (hand){.crew = &c, .index = started + 1};
@@ -113,42 +145,32 @@ static int32_t run_on_own_threads(const region *r) {
         started++;
     }
     atomic_store(&c.count, started + 1);
-    r->fn(r->argument, &(pl_worker){0, started + 1, &c.barrier});
+    work(r, &(pl_worker){0, started + 1, &c.barrier});
     for (int32_t i = 0; i < started; i++) pthread_join(hands[i].thread, NULL);
+    r->worked = 1e-9 * (double)atomic_load(&c.barrier.worked);
     return started + 1;
 }
 
 #ifdef _OPENMP
 static void do_nothing(void *argument, const pl_worker *worker) { (void)argument, (void)worker; }
 
-/* With one thread always waiting for another, all would be done as soon by one alone. Regions that are over at once say
- * nothing: threads may have had to start. */
-static const double mostly = 0.6, shortest_judged = 300e-6;
-
 /* libgomp ends the process where it cannot have a thread, so before it starts some for this calling thread (each has
  * its own pool there) it is tried whether they are to be had. */
 static int32_t obtainable(int32_t threads) {
     static _Thread_local int32_t granted = 1;
-    if (threads > granted) granted = run_on_own_threads(&(region){threads, do_nothing, NULL, 0});
+    if (threads > granted) granted = run_on_own_threads(&(region){.threads = threads, .fn = do_nothing});
     return threads < granted ? threads : granted;
 }
 
 static void run_region(region *r) {
-    pl_barrier barrier = {0};
+    pl_barrier barrier = NEW_BARRIER;
     int32_t threads = obtainable(r->threads);
-    double opened = pl_seconds(), begun = opened, done = opened;
 #pragma omp parallel num_threads(threads)
     {
         pl_worker worker = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
-        pl_barrier_wait(&worker);
-        if (worker.index == 0) begun = pl_seconds();
-        r->fn(r->argument, &worker);
-        pl_barrier_wait(&worker);
-        if (worker.index == 0) done = pl_seconds();
+        work(r, &worker);
     }
-    double closed = pl_seconds(), waited = 1e-9 * (double)atomic_load(&barrier.waited);
-    waited += (begun - opened) + (closed - done);
-    r->stalled = closed - opened > shortest_judged && waited > mostly * (threads - 1) * (closed - opened);
+    r->worked = 1e-9 * (double)atomic_load(&barrier.worked);
 }
 #else
 static void run_region(region *r) { run_on_own_threads(r); }
@@ -172,48 +194,97 @@ static void register_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_
 /* ---- company ---------------------------------------------------------------------------------------------------- */
 
 /* On a core that another process is using, a thread of ours is late at every barrier, and all wait for it: two threads
- * are then many times slower than one. Results do not depend on the number of threads, so after two regions in a row
- * with stalls work goes on alone for a while, longer each time a new try stalls again. Guarded by `turn`. */
-static int32_t stalled_regions;
-static double alone_until, alone_for;
-static const double shortest_alone = 0.05, longest_alone = 2.0;
+ * can be many times slower than one. Results do not depend on the number of threads, so work goes on alone for a while
+ * where that is faster. What tells is the pace: CPU time spent on work, per time that passed. Together it is up to the
+ * number of threads, alone up to 1, and less where others want the cores. */
+typedef struct pace { double mean, seen; /* over the last seconds, which are `remembered` at most */ } pace;
+
+static struct {
+    pace together, alone;
+    double alone_until, alone_for;
+    bool asleep;                                    /* the other threads, from which they wake slowly */
+    bool brief;                                     /* the last region that was judged */
+} company = {.alone = {.mean = 1}, .asleep = true}; /* guarded by `turn` */
+
+/* Seconds: what is brief, what is seen before it is judged, what is remembered, and how long work goes on alone: twice as long after
+ * each try that fails, and ten times as long as the try, so that tries cost next to nothing. */
+static const double brief = 200e-6, judged = 0.01, remembered = 0.1, shortest_alone = 0.05, longest_alone = 2.0;
+
+/* How much faster together must be: its CPU time is a little dearer, since caches and memory are shared. */
+static const double worthwhile = 1.15;
+
+static void see(pace *p, double worked, double elapsed) {
+    p->mean += (worked - p->mean * elapsed) / (p->seen + elapsed);
+    p->seen = p->seen + elapsed < remembered ? p->seen + elapsed : remembered;
+}
+
+static void learn_together(double worked, double elapsed) {
+    if (!company.asleep) see(&company.together, worked, elapsed);
+    company.asleep = false;
+    if (company.together.seen < judged) return;
+    if (company.together.mean > worthwhile * company.alone.mean) {
+        company.alone_for -= company.alone_for < elapsed ? company.alone_for : elapsed;
+        see(&company.alone, elapsed / 20, elapsed / 20); /* for others may have left since */
+        return;
+    }
+    double longer = 2 * company.alone_for, tried = 10 * company.together.seen;
+    if (longer > longest_alone) longer = longest_alone;
+    if (tried < shortest_alone) tried = shortest_alone;
+    company.alone_for = longer > tried ? longer : tried;
+    company.alone_until = pl_seconds() + company.alone_for;
+    company.together = (pace){0};
+    company.asleep = true;
+}
 
 static atomic_int insisting;
 
 void pl_insist_on_threads(int32_t on) { atomic_store(&insisting, on); }
 
-static int must_work_alone(void) { return pl_seconds() < alone_until && !atomic_load(&insisting); }
+static int must_work_alone(void) { return pl_seconds() < company.alone_until && !atomic_load(&insisting); }
 
-static void learn_from(const region *r) {
-    if (!r->stalled) {
-        stalled_regions = 0;
-        alone_for = 0;
-    } else if (++stalled_regions >= 2) {
-        alone_for = alone_for == 0 ? shortest_alone : 2 * alone_for;
-        if (alone_for > longest_alone) alone_for = longest_alone;
-        alone_until = pl_seconds() + alone_for;
-        stalled_regions = 1; /* one more stall after this is enough */
+/* ---- the door --------------------------------------------------------------------------------------------------- */
+
+static void run_alone(const region *r) { r->fn(r->argument, &(pl_worker){0, 1, NULL}); }
+
+/* Where regions are brief, one in sixteen is judged: to read the clocks of all threads takes a microsecond. */
+static int is_judged(void) {
+    static int32_t passed; /* guarded by `turn` */
+    if (!company.brief || ++passed == 16) passed = 0;
+    return passed == 0;
+}
+
+/* The region on as many threads as it is good for. */
+static void run_judged(region *r) {
+    double opened = pl_seconds();
+    if (must_work_alone()) {
+        long long begun = cpu_nanoseconds();
+        run_alone(r);
+        see(&company.alone, 1e-9 * (double)(cpu_nanoseconds() - begun), pl_seconds() - opened);
+        return;
     }
+    r->judged = is_judged();
+    if (forked) {
+        run_on_own_threads(r);
+    } else {
+        run_region(r);
+    }
+    if (!r->judged) return;
+    double elapsed = pl_seconds() - opened;
+    company.brief = elapsed < brief;
+    learn_together(r->worked, elapsed);
 }
 
 void pl_parallel(int32_t threads, pl_task_fn fn, void *argument) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_fork_handler);
+    region r = {.threads = threads, .fn = fn, .argument = argument};
     if (threads <= 1 || inside) {
-        fn(argument, &(pl_worker){0, 1, NULL});
+        run_alone(&r);
         return;
     }
-    region r = {threads, fn, argument, 0};
     pthread_mutex_lock(&turn);
     inside = true;
-    if (must_work_alone()) {
-        fn(argument, &(pl_worker){0, 1, NULL});
-    } else if (forked) {
-        run_on_own_threads(&r);
-    } else {
-        run_region(&r);
-        learn_from(&r);
-    }
+    run_judged(&r);
     inside = false;
     pthread_mutex_unlock(&turn);
 }

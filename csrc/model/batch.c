@@ -48,24 +48,36 @@ static int64_t list_answers(pl_pass *p, int with_logits, int64_t m) {
     return m;
 }
 
-int32_t pl_forward(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll, void *context,
-                   pl_error *err) {
+/* The largest rank of all adapters, padded; 0 where there are none. */
+static int64_t rank_of(const pl_pass *p) {
+    int64_t rank = 0;
+    for (int32_t r = 0; r < p->n_runs; r++) {
+        const pl_adaptations *a = &p->runs[r].session->adaptations;
+        for (int32_t i = 0; i < a->n; i++) rank = a->list[i].adapter->rank > rank ? a->list[i].adapter->rank : rank;
+    }
+    return pl_pad(rank);
+}
+
+int32_t pl_forward(pl_model *model, pl_scratch *scratch, const pl_run *runs, int32_t n_runs, int32_t threads,
+                   pl_poll_fn poll, void *context, pl_error *err) {
     pl_pass p = {.model = model,
                  .config = &model->config,
                  .kernels = pl_kernels_current(),
-                 .scratch = &runs[0].session->scratch,
+                 .scratch = scratch,
                  .runs = runs,
                  .n_runs = n_runs,
                  .poll = poll,
                  .context = context,
                  .polled = pl_seconds()};
     count(&p);
+    p.rank = rank_of(&p);
     int32_t status = pl_scratch_reserve(p.scratch, model, p.n, p.n_parts, threads, err);
     if (status != PL_OK) return status;
     p.rows = pl_alloc((size_t)p.n, sizeof *p.rows);
     p.answers = pl_alloc((size_t)p.n_answers, sizeof *p.answers);
     p.logits = pl_alloc((size_t)p.n_logits, sizeof *p.logits);
-    if (p.rows && p.answers && p.logits) {
+    if (p.rank > 0) p.low_rank = pl_alloc((size_t)threads * PL_ADAPTED * (size_t)p.rank, sizeof *p.low_rank);
+    if (p.rows && p.answers && p.logits && (p.low_rank || p.rank == 0)) {
         list_rows(&p);
         list_answers(&p, 0, list_answers(&p, 1, 0));
         pl_parallel(threads, pl_transformer, &p);
@@ -76,5 +88,6 @@ int32_t pl_forward(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t 
     pl_free(p.rows);
     pl_free(p.answers);
     pl_free(p.logits);
+    pl_free(p.low_rank);
     return status;
 }

@@ -137,15 +137,16 @@ static void expert_products(const pl_pass *p, const pl_worker *w, const pl_layer
     for (int32_t e = 0; e < c->n_experts; e++) {
         const pl_feed_forward *f = &l->experts[e];
         int64_t first = plan->begin[e], n = plan->begin[e + 1] - first;
+        const int32_t *tokens = plan->token + first;
         if (n == 0) continue;
         if (side == OUT_OF) {
             pl_acts x = pl_acts_view(&s->acts, first, c->expert_dim, c->planes);
-            pl_product(p, w, &f->down, &x, n, s->out + first * dim, 0);
+            pl_product(p, w, &f->down, &x, tokens, n, s->out + first * dim, 0);
             continue;
         }
         pl_acts x = p->n == 1 ? pl_input(p, w, c->dim) : pl_acts_view(&s->acts, first, c->dim, c->planes);
-        if (c->gated) pl_product(p, w, &f->gate, &x, n, s->gate + first * hidden, 0);
-        pl_product(p, w, &f->up, &x, n, s->up + first * hidden, 0);
+        if (c->gated) pl_product(p, w, &f->gate, &x, tokens, n, s->gate + first * hidden, 0);
+        pl_product(p, w, &f->up, &x, tokens, n, s->up + first * hidden, 0);
     }
 }
 
@@ -165,8 +166,8 @@ void pl_experts(const pl_pass *p, const pl_worker *w, const pl_layer *l) {
     const pl_config *c = p->config;
     pl_scratch *s = p->scratch;
     pl_acts x = pl_input(p, w, c->dim);
-    pl_product(p, w, &l->router, &x, p->n, s->experts.router, 0);
-    if (pl_is_bound(&l->shared_router)) pl_product(p, w, &l->shared_router, &x, p->n, s->experts.shared, 0);
+    pl_product(p, w, &l->router, &x, NULL, p->n, s->experts.router, 0);
+    if (pl_is_bound(&l->shared_router)) pl_product(p, w, &l->shared_router, &x, NULL, p->n, s->experts.shared, 0);
     if (c->shared_dim > 0) pl_hidden(p, w, &l->shared);
     pl_barrier_wait(w);
     choose(p, w, l);
@@ -180,7 +181,7 @@ void pl_experts(const pl_pass *p, const pl_worker *w, const pl_layer *l) {
     expert_products(p, w, l, &plan, OUT_OF);
     if (c->shared_dim == 0) return;
     x = pl_input(p, w, c->shared_dim);
-    pl_product(p, w, &l->shared.down, &x, p->n, s->y, 0);
+    pl_product(p, w, &l->shared.down, &x, NULL, p->n, s->y, 0);
 }
 
 float *pl_experts_sum(const pl_pass *p, const pl_worker *w, const pl_layer *l, int64_t i, int64_t shift, float *out) {

@@ -14,26 +14,27 @@ static float *stream(const pl_pass *p, const pl_worker *w, int64_t i) {
     return p->scratch->x + (p->n == 1 ? w->index : i) * pl_pad(p->config->dim);
 }
 
-/* (cos, sin) of position * frequency, (rope_dims / 2, 2). */
-static void angles(const pl_config *c, const float *frequencies, int64_t position, float *cos_sin) {
-    for (int64_t j = 0; j < c->rope_dims / 2; j++) {
+/* (cos, sin) of position * frequency, times scale: (half, 2). */
+static void angles(const float *frequencies, int64_t half, float scale, int64_t position, float *cos_sin) {
+    for (int64_t j = 0; j < half; j++) {
         double sine, cosine;
         pl_sincos((double)((float)position * frequencies[j]), &sine, &cosine);
-        cos_sin[2 * j] = (float)cosine * c->rope_scale;
-        cos_sin[2 * j + 1] = (float)sine * c->rope_scale;
+        cos_sin[2 * j] = (float)cosine * scale;
+        cos_sin[2 * j + 1] = (float)sine * scale;
     }
 }
 
 /* The rotations that layers may ask for at each position. Read after a barrier. */
 static void prepare_rotations(const pl_pass *p, const pl_worker *w) {
-    int64_t begin, end;
+    const pl_config *c = p->config;
+    int64_t begin, end, half = c->rope_dims / 2;
     pl_share(w, p->n, 1, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         const pl_row *r = &p->rows[i];
         const float *main = r->session->long_rope ? p->model->rope_long : p->model->rope_main;
-        angles(p->config, main, r->position, pl_cos_sin(p->scratch, p->config, i, PL_ROPE_MAIN));
+        angles(main, half, c->rope_scale, r->position, pl_cos_sin(p->scratch, c, i, PL_ROPE_MAIN));
         if (p->model->rope_local == NULL) continue;
-        angles(p->config, p->model->rope_local, r->position, pl_cos_sin(p->scratch, p->config, i, PL_ROPE_LOCAL));
+        angles(p->model->rope_local, half, 1.0f, r->position, pl_cos_sin(p->scratch, c, i, PL_ROPE_LOCAL));
     }
 }
 
@@ -67,6 +68,7 @@ float *pl_normalise(const pl_pass *p, const pl_norm *norm, const float *x, int64
 void pl_make_column(const pl_pass *p, pl_act_buffer *acts, int64_t c, const float *x, int64_t k, int32_t planes) {
     float *column = pl_acts_column(acts, c);
     pl_acts_set(p->kernels, acts, c, x, k, planes);
+    if (planes > 0 && p->low_rank != NULL && x != column) memcpy(column, x, (size_t)k * sizeof *column);
     if (planes == 0) memset(column + k, 0, (size_t)(pl_pad(k) - k) * sizeof *column);
 }
 
@@ -90,19 +92,19 @@ static void norm(const pl_pass *p, const pl_worker *w, const pl_norm *norm, int3
     pl_tokens_shared(w, p->n);
 }
 
-void pl_product(const pl_pass *p, const pl_worker *w, const pl_linear *l, const pl_acts *x, int64_t n, float *y,
-                int32_t add) {
+void pl_product(const pl_pass *p, const pl_worker *w, const pl_linear *l, const pl_acts *x, const int32_t *tokens,
+                int64_t n, float *y, int32_t add) {
     int64_t ld = pl_pad(l->matrix.rows), begin, end;
     pl_matmul(p->kernels, w, &l->matrix, x, n, &(pl_output){.base = y, .ld = ld, .add = add});
-    if (l->bias == NULL) return;
     pl_share(w, l->matrix.rows, PL_STRIP, &begin, &end); /* the rows that it has just written itself */
-    for (int64_t c = 0; c < n; c++) pl_add(y + c * ld + begin, l->bias + begin, end - begin);
+    for (int64_t c = 0; c < n && l->bias != NULL; c++) pl_add(y + c * ld + begin, l->bias + begin, end - begin);
+    if (p->low_rank != NULL) pl_adapt(p, w, l, x, tokens, n, y);
 }
 
 /* y = W acts + b, or that added to it */
 static void product(const pl_pass *p, const pl_worker *w, const pl_linear *l, float *y, int32_t add) {
     pl_acts x = pl_input(p, w, l->matrix.cols);
-    pl_product(p, w, l, &x, p->n, y, add);
+    pl_product(p, w, l, &x, NULL, p->n, y, add);
 }
 
 void pl_activated(const pl_pass *p, pl_act_buffer *acts, int64_t c, const float *gate, const float *up, int64_t width,

@@ -15,6 +15,7 @@ typedef struct pl_norm { float *weight, *bias; /* (n) */ } pl_norm;
 typedef struct pl_linear {
     pl_matrix matrix; /* (rows, cols) */
     float *bias;      /* (rows) */
+    int32_t index;    /* among all of the model that are bound */
 } pl_linear;
 
 /* down (activation(gate n) * (up n)): a feed-forward layer, or one expert of it. */
@@ -47,8 +48,11 @@ struct pl_model {
     pl_kv_layout kv;
     pl_arena weights; /* what the matrices' strips lie in */
     atomic_int references;
-    atomic_llong pages; /* KV pages alive */
+    atomic_llong pages;                /* KV pages alive */
+    atomic_llong page_limit;           /* so many at most */
+    _Atomic(struct pl_scratch *) idle; /* of the last forward pass, for the next one; or NULL */
     int finished;
+    int32_t n_linears;            /* matrices bound */
     pl_linear embedding;          /* (vocab, dim) */
     pl_linear position_embedding; /* (context, dim) */
     pl_norm embedding_norm;
@@ -69,5 +73,9 @@ static inline const pl_matrix *pl_model_head(const pl_model *m) {
 }
 
 void pl_model_retain(pl_model *model);
+
+/* A matrix that products are made with, and the order in which it takes the file's rows; NULL where there is none. */
+const pl_linear *pl_model_linear(const pl_model *model, int32_t slot, int32_t layer, int32_t expert,
+                                 pl_row_order *order);
 
 #endif

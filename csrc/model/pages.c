@@ -10,11 +10,21 @@ enum { HEADER = 64 };
 
 static atomic_int *owners(uint8_t *page) { return (atomic_int *)(void *)(page - HEADER); }
 
+/* Counts a page in, unless there are as many as there may be. */
+static int count_in(pl_model *m) {
+    if (atomic_fetch_add(&m->pages, 1) < atomic_load(&m->page_limit)) return 1;
+    atomic_fetch_sub(&m->pages, 1);
+    return 0;
+}
+
 static uint8_t *page_new(pl_model *m) {
+    if (!count_in(m)) return NULL;
     uint8_t *memory = pl_map(m->kv.page_bytes + HEADER);
-    if (memory == NULL) return NULL;
+    if (memory == NULL) {
+        atomic_fetch_sub(&m->pages, 1);
+        return NULL;
+    }
     atomic_init(owners(memory + HEADER), 1);
-    atomic_fetch_add(&m->pages, 1);
     return memory + HEADER;
 }
 
@@ -46,13 +56,22 @@ static uint8_t *page_own(pl_model *m, uint8_t *page) {
     return copy;
 }
 
+static int32_t no_page(pl_model *m, pl_error *err) {
+    long long pages = atomic_load(&m->pages), limit = atomic_load(&m->page_limit);
+    if (pages < limit) {
+        return pl_fail(err, PL_MEMORY, "no memory for a KV page of %zu bytes beside %lld", m->kv.page_bytes, pages);
+    }
+    return pl_fail(err, PL_MEMORY, "no KV page is left of the %lld of %zu bytes that there may be", limit,
+                   m->kv.page_bytes);
+}
+
 int32_t pl_pages_reserve(pl_model *m, pl_page_table *t, int64_t begin, int64_t end, pl_error *err) {
     int64_t n = (end + PL_PAGE - 1) / PL_PAGE;
     int32_t status = grow(t, n, err);
     if (status != PL_OK) return status;
     for (int64_t i = begin / PL_PAGE; i < n; i++) {
         uint8_t *page = i < t->n ? page_own(m, t->pages[i]) : page_new(m);
-        if (page == NULL) return pl_fail(err, PL_MEMORY, "no memory for a KV page of %zu bytes", m->kv.page_bytes);
+        if (page == NULL) return no_page(m, err);
         t->pages[i] = page;
         if (i >= t->n) t->n = i + 1;
     }
@@ -64,15 +83,23 @@ void pl_pages_truncate(pl_model *m, pl_page_table *t, int64_t end) {
     while (t->n > n) page_release(m, t->pages[--t->n]);
 }
 
-int32_t pl_pages_share(const pl_page_table *from, pl_page_table *to, pl_error *err) {
-    int32_t status = grow(to, from->n, err);
+int32_t pl_pages_share(const pl_page_table *from, pl_page_table *to, int64_t end, pl_error *err) {
+    int64_t n = (end + PL_PAGE - 1) / PL_PAGE;
+    int32_t status = grow(to, n, err);
     if (status != PL_OK) return status;
-    for (int64_t i = 0; i < from->n; i++) {
-        atomic_fetch_add(owners(from->pages[i]), 1);
-        to->pages[i] = from->pages[i];
+    for (to->n = 0; to->n < n; to->n++) {
+        atomic_fetch_add(owners(from->pages[to->n]), 1);
+        to->pages[to->n] = from->pages[to->n];
     }
-    to->n = from->n;
     return PL_OK;
+}
+
+void pl_pages_unite(pl_model *m, pl_page_table *t, const pl_page_table *with, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        atomic_fetch_add(owners(with->pages[i]), 1);
+        page_release(m, t->pages[i]);
+        t->pages[i] = with->pages[i];
+    }
 }
 
 void pl_pages_free(pl_model *m, pl_page_table *t) {

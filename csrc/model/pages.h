@@ -14,8 +14,10 @@ typedef struct pl_page_table {
 int32_t pl_pages_reserve(pl_model *model, pl_page_table *table, int64_t begin, int64_t end, pl_error *err);
 /* Gives back the pages behind position `end`. */
 void pl_pages_truncate(pl_model *model, pl_page_table *table, int64_t end);
-/* A second table over the same pages. */
-int32_t pl_pages_share(const pl_page_table *from, pl_page_table *to, pl_error *err);
+/* A second table, empty before, over the pages that hold positions [0, end). */
+int32_t pl_pages_share(const pl_page_table *from, pl_page_table *to, int64_t end, pl_error *err);
+/* The first n pages become those of another table, which hold the same. */
+void pl_pages_unite(pl_model *model, pl_page_table *table, const pl_page_table *with, int64_t n);
 void pl_pages_free(pl_model *model, pl_page_table *table);
 
 #endif

@@ -37,11 +37,15 @@ typedef struct pl_pass {
     int64_t n_answers;
     float **logits; /* (n_logits): where each row of logits goes */
     int64_t n_logits;
+    float *low_rank; /* (threads, PL_ADAPTED * rank) where sessions have adapters: each thread's own; else NULL */
+    int64_t rank;    /* the largest, padded */
     pl_poll_fn poll;
     void *context;
     double polled; /* when poll was last asked */
     int32_t stop;  /* written by thread 0 before a barrier, read by all after it */
 } pl_pass;
+
+enum { PL_ADAPTED = 16 }; /* columns that an adapter's matrices multiply at once */
 
 /* ---- sharing out tokens ----------------------------------------------------------------------------------------- */
 
@@ -76,10 +80,13 @@ static inline pl_acts pl_input(const pl_pass *p, const pl_worker *w, int64_t k) 
     return pl_acts_view(&p->scratch->acts, pl_share_tokens(w, p->n).shift, k, p->config->planes);
 }
 
-/* y (n, rows) = W x + b, or that added to it: the worker's share of the rows. No barrier: several products may read the
- * same activations. */
-void pl_product(const pl_pass *p, const pl_worker *w, const pl_linear *linear, const pl_acts *x, int64_t n, float *y,
-                int32_t add);
+/* y (n, rows) = W x + b with what the adapters of each column's session add, or that added to it: the worker's share of
+ * the rows. Column c is token c, or token tokens[c]. No barrier: several products may read the same activations. */
+void pl_product(const pl_pass *p, const pl_worker *w, const pl_linear *linear, const pl_acts *x, const int32_t *tokens,
+                int64_t n, float *y, int32_t add);
+/* The adapters' part of it. */
+void pl_adapt(const pl_pass *p, const pl_worker *w, const pl_linear *linear, const pl_acts *x, const int32_t *tokens,
+              int64_t n, float *y);
 /* Makes column c of `acts` activation(gate) * up, or activation(up), of the given width. */
 void pl_activated(const pl_pass *p, pl_act_buffer *acts, int64_t c, const float *gate, const float *up, int64_t width,
                   int32_t planes);

@@ -105,3 +105,15 @@ void pl_scratch_free(pl_scratch *s) {
     free_experts(&s->experts);
     *s = (pl_scratch){0};
 }
+
+pl_scratch *pl_scratch_borrow(pl_model *m) {
+    pl_scratch *idle = atomic_exchange(&m->idle, NULL);
+    return idle ? idle : pl_alloc(1, sizeof *idle);
+}
+
+void pl_scratch_return(pl_model *m, pl_scratch *s) {
+    pl_scratch *other = atomic_exchange(&m->idle, s);
+    if (other == NULL) return;
+    pl_scratch_free(other);
+    pl_free(other);
+}

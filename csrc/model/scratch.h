@@ -55,6 +55,11 @@ static inline int64_t pl_plan_size(const pl_config *c, int64_t tokens) {
     return c->n_experts + 1 + 2 * tokens * c->n_experts_used;
 }
 
+/* Room for a forward pass: what the last one left, or new. NULL: no memory. The model keeps what was returned last, one
+ * at most; returning NULL leaves it with none. */
+pl_scratch *pl_scratch_borrow(pl_model *model);
+void pl_scratch_return(pl_model *model, pl_scratch *scratch);
+
 int32_t pl_scratch_reserve(pl_scratch *scratch, const pl_model *model, int64_t tokens, int64_t partials,
                            int32_t threads, pl_error *err);
 void pl_scratch_free(pl_scratch *scratch);

@@ -23,22 +23,29 @@ int32_t pl_session_new(pl_model *m, int64_t context_length, pl_session **out, pl
 void pl_session_free(pl_session *s) {
     if (s == NULL) return;
     pl_pages_free(s->model, &s->table);
-    pl_scratch_free(&s->scratch);
+    pl_adaptations_free(&s->adaptations);
     pl_model_release(s->model);
     pl_free(s);
 }
 
 int64_t pl_session_position(const pl_session *s) { return s->position; }
 
-void pl_session_restart(pl_session *s, int64_t length) {
-    s->position = 0;
+static int32_t is_long(const pl_session *s, int64_t length) {
+    return s->model->config.rope_original > 0 && length > s->model->config.rope_original;
+}
+
+void pl_session_expect(pl_session *s, int64_t length) {
+    if (s->long_rope != is_long(s, length)) pl_session_truncate(s, 0, NULL);
     s->expected = length;
-    pl_pages_truncate(s->model, &s->table, 0);
+}
+
+int32_t pl_session_rope_fits(const pl_session *s, int64_t n) {
+    int64_t length = s->expected > s->position + n ? s->expected : s->position + n;
+    return s->position == 0 || s->long_rope == is_long(s, length);
 }
 
 void pl_session_choose_rope(pl_session *s, int64_t n) {
-    int64_t length = s->expected > n ? s->expected : n, original = s->model->config.rope_original;
-    if (s->position == 0) s->long_rope = original > 0 && length > original;
+    if (s->position == 0) s->long_rope = is_long(s, s->expected > n ? s->expected : n);
 }
 
 int32_t pl_session_truncate(pl_session *s, int64_t position, pl_error *err) {
@@ -47,18 +54,24 @@ int32_t pl_session_truncate(pl_session *s, int64_t position, pl_error *err) {
                        (long long)s->position);
     }
     s->position = position;
+    s->expected = 0;
     pl_pages_truncate(s->model, &s->table, position);
     return PL_OK;
 }
 
-int32_t pl_session_fork(const pl_session *from, pl_session **out, pl_error *err) {
+int32_t pl_session_fork(const pl_session *from, int64_t position, int64_t context_length, pl_session **out,
+                        pl_error *err) {
+    if (position < 0 || position > from->position || position > context_length) {
+        return pl_fail(err, PL_INVALID, "cannot fork at position %lld for %lld: the session is at %lld",
+                       (long long)position, (long long)context_length, (long long)from->position);
+    }
     pl_session *to = NULL;
-    int32_t status = pl_session_new(from->model, from->context_length, &to, err);
+    int32_t status = pl_session_new(from->model, context_length, &to, err);
     if (status != PL_OK) return status;
-    to->position = from->position;
-    to->expected = from->expected;
+    to->position = position;
     to->long_rope = from->long_rope;
-    status = pl_pages_share(&from->table, &to->table, err);
+    status = pl_adaptations_copy(&from->adaptations, &to->adaptations, err);
+    if (status == PL_OK) status = pl_pages_share(&from->table, &to->table, position, err);
     if (status != PL_OK) {
         pl_session_free(to);
         return status;
@@ -67,35 +80,39 @@ int32_t pl_session_fork(const pl_session *from, pl_session **out, pl_error *err)
     return PL_OK;
 }
 
-/* ---- state: per position, layer and KV head, key then value as fp32 ------------------------------------------------ */
+int32_t pl_session_unite(pl_session *s, const pl_session *with, int64_t position, pl_error *err) {
+    if (s->model != with->model || position < 0 || position > s->position || position > with->position) {
+        return pl_fail(err, PL_INVALID, "sessions at %lld and %lld cannot share %lld positions", (long long)s->position,
+                       (long long)with->position, (long long)position);
+    }
+    pl_pages_unite(s->model, &s->table, &with->table, position / PL_PAGE);
+    return PL_OK;
+}
+
+/* ---- state: per position, layer and KV head, key then value as the pages hold them --------------------------------- */
+
+static size_t unit_bytes(const pl_model *m) { return 2 * (size_t)m->kv.head_dim * m->kv.element; }
 
 static size_t position_bytes(const pl_model *m) {
-    const pl_config *c = &m->config;
-    return (size_t)c->n_layers * (size_t)c->n_kv_heads * 2 * (size_t)c->head_dim * sizeof(float);
+    return (size_t)m->config.n_layers * (size_t)m->kv.n_kv_heads * unit_bytes(m);
 }
 
 size_t pl_session_state_bytes(const pl_session *s) { return (size_t)s->position * position_bytes(s->model); }
 
-/* Calls pl_kv_load (write == 0) or pl_kv_store for every unit of one position; floats is its part of the state. */
-static void move_position(pl_session *s, int64_t position, float *floats, int write) {
-    const pl_kv_layout *kv = &s->model->kv;
-    uint8_t *page = s->table.pages[position / PL_PAGE];
-    for (int64_t layer = 0; layer < s->model->config.n_layers; layer++) {
-        for (int64_t head = 0; head < kv->n_kv_heads; head++, floats += 2 * kv->head_dim) {
-            uint8_t *unit = page + pl_kv_unit(kv, layer, head);
-            if (write) {
-                pl_kv_store(kv, unit, position % PL_PAGE, floats, floats + kv->head_dim);
-            } else {
-                pl_kv_load(kv, unit, position % PL_PAGE, floats, floats + kv->head_dim);
-            }
-        }
-    }
+/* Where unit (layer, head) of a position lies in its page. */
+static uint8_t *unit_at(const pl_session *s, int64_t position, int64_t unit) {
+    int64_t heads = s->model->kv.n_kv_heads;
+    return s->table.pages[position / PL_PAGE] + pl_kv_unit(&s->model->kv, unit / heads, unit % heads);
 }
 
-int32_t pl_session_state_read(const pl_session *s, void *out, size_t nbytes, pl_error *err) {
+int32_t pl_session_state_read(const pl_session *s, void *data, size_t nbytes, pl_error *err) {
     if (nbytes != pl_session_state_bytes(s)) return pl_fail(err, PL_INVALID, "state is %zu bytes", nbytes);
-    size_t step = position_bytes(s->model) / sizeof(float);
-    for (int64_t p = 0; p < s->position; p++) move_position((pl_session *)s, p, (float *)out + (size_t)p * step, 0);
+    const pl_kv_layout *kv = &s->model->kv;
+    int64_t units = s->model->config.n_layers * kv->n_kv_heads;
+    uint8_t *out = data;
+    for (int64_t i = 0; i < s->position * units; i++, out += unit_bytes(s->model)) {
+        pl_kv_pack(kv, unit_at(s, i / units, i % units), i / units % PL_PAGE, out);
+    }
     return PL_OK;
 }
 
@@ -107,10 +124,14 @@ int32_t pl_session_state_write(pl_session *s, const void *data, size_t nbytes, i
     }
     int32_t status = pl_pages_reserve(s->model, &s->table, 0, position, err);
     if (status != PL_OK) return status;
-    s->position = 0;
+    s->position = s->expected = 0;
     pl_session_choose_rope(s, position);
-    size_t step = position_bytes(s->model) / sizeof(float);
-    for (int64_t p = 0; p < position; p++) move_position(s, p, (float *)data + (size_t)p * step, 1);
+    const pl_kv_layout *kv = &s->model->kv;
+    int64_t units = s->model->config.n_layers * kv->n_kv_heads;
+    const uint8_t *in = data;
+    for (int64_t i = 0; i < position * units; i++, in += unit_bytes(s->model)) {
+        pl_kv_unpack(kv, unit_at(s, i / units, i % units), i / units % PL_PAGE, in);
+    }
     s->position = position;
     return PL_OK;
 }

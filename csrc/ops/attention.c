@@ -28,10 +28,6 @@ static void put(const pl_kv_layout *l, uint8_t *base, int64_t i, float x) {
     }
 }
 
-static float get(const pl_kv_layout *l, const uint8_t *base, int64_t i) {
-    return l->type == PL_TYPE_F16 ? pl_float_from_f16(((const uint16_t *)base)[i]) : ((const float *)base)[i];
-}
-
 static int64_t key_index(const pl_kv_layout *l, int64_t slot, int64_t d) {
     return (slot / PL_STRIP * l->d4 + d) * PL_STRIP + slot % PL_STRIP;
 }
@@ -41,9 +37,32 @@ void pl_kv_store(const pl_kv_layout *l, uint8_t *unit, int64_t slot, const float
     for (int64_t d = 0; d < l->head_dim; d++) put(l, unit + l->key_bytes, slot * l->d16 + d, v[d]);
 }
 
+static float get(const pl_kv_layout *l, const uint8_t *base, int64_t i) {
+    return l->type == PL_TYPE_F16 ? pl_float_from_f16(((const uint16_t *)base)[i]) : ((const float *)base)[i];
+}
+
 void pl_kv_load(const pl_kv_layout *l, const uint8_t *unit, int64_t slot, float *k, float *v) {
     for (int64_t d = 0; d < l->head_dim; d++) k[d] = get(l, unit, key_index(l, slot, d));
     for (int64_t d = 0; d < l->head_dim; d++) v[d] = get(l, unit + l->key_bytes, slot * l->d16 + d);
+}
+
+/* Where a position's value begins in a unit. */
+static size_t value_offset(const pl_kv_layout *l, int64_t slot) {
+    return l->key_bytes + (size_t)(slot * l->d16) * l->element;
+}
+
+void pl_kv_pack(const pl_kv_layout *l, const uint8_t *unit, int64_t slot, uint8_t *out) {
+    for (int64_t d = 0; d < l->head_dim; d++, out += l->element) {
+        memcpy(out, unit + (size_t)key_index(l, slot, d) * l->element, l->element);
+    }
+    memcpy(out, unit + value_offset(l, slot), (size_t)l->head_dim * l->element);
+}
+
+void pl_kv_unpack(const pl_kv_layout *l, uint8_t *unit, int64_t slot, const uint8_t *in) {
+    for (int64_t d = 0; d < l->head_dim; d++, in += l->element) {
+        memcpy(unit + (size_t)key_index(l, slot, d) * l->element, in, l->element);
+    }
+    memcpy(unit + value_offset(l, slot), in, (size_t)l->head_dim * l->element);
 }
 
 /* ---- one chunk -------------------------------------------------------------------------------------------------- */

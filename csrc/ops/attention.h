@@ -10,7 +10,6 @@
 #include "pyllm.h"
 
 enum {
-    PL_PAGE = 64,   /* positions per page */
     PL_CHUNK = 256, /* positions whose softmax is taken at once; part of the arithmetic */
     PL_ROWS = 16,   /* queries that one call of pl_attend may share its keys with */
 };
@@ -31,9 +30,12 @@ static inline size_t pl_kv_unit(const pl_kv_layout *layout, int64_t layer, int64
     return (size_t)(layer * layout->n_kv_heads + head) * layout->unit_bytes;
 }
 
-/* Writes k and v (head_dim) at position `slot` of a page's unit; pl_kv_load reads them back as fp32. */
+/* Writes k and v (head_dim) at position `slot` of a page's unit. */
 void pl_kv_store(const pl_kv_layout *layout, uint8_t *unit, int64_t slot, const float *k, const float *v);
-void pl_kv_load(const pl_kv_layout *layout, const uint8_t *unit, int64_t slot, float *k, float *v);
+void pl_kv_load(const pl_kv_layout *layout, const uint8_t *unit, int64_t slot, float *k, float *v); /* back as fp32 */
+/* The same as bytes: k, then v, head_dim elements each as the page holds them. */
+void pl_kv_pack(const pl_kv_layout *layout, const uint8_t *unit, int64_t slot, uint8_t *out);
+void pl_kv_unpack(const pl_kv_layout *layout, uint8_t *unit, int64_t slot, const uint8_t *in);
 
 /* Queries of one KV head, in one sequence: either the heads of a group at one position (step 0) or consecutive
  * positions of one head (step 1). Row r is at q + r * ldq and stands at position first + r * step. */

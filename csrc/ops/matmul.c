@@ -106,7 +106,7 @@ pl_acts pl_acts_view(const pl_act_buffer *b, int64_t first, int64_t k, int32_t p
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
 /* Columns per pass over the strips: their activations should stay in the L2 cache beside a strip. */
-enum { COLUMNS_PER_PASS = 96, PASS_BYTES = 256 * 1024 };
+enum { COLUMNS_PER_PASS = 96, PASS_BYTES = 512 * 1024 };
 
 static int64_t columns_per_pass(const pl_matrix *w, const pl_acts *x) {
     int64_t bytes = pl_packings[w->packing].floats ? 4 * x->k : x->planes * x->k;

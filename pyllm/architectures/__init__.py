@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from pyllm.architectures import (
     arcee,
+    bert,
     cohere,
     ernie,
     exaone4,
@@ -45,6 +46,7 @@ Family = Callable[[Checkpoint], Draft]
 # By GGUF's general.architecture.
 GGUF: dict[str, Family] = {
     "arcee": arcee.gguf,
+    "bert": bert.gguf,
     "chatglm": glm.gguf,
     "cohere2": cohere.gguf2,
     "command-r": cohere.gguf,
@@ -79,6 +81,7 @@ GGUF: dict[str, Family] = {
 # By the model_type of a folder's config.json.
 FOLDERS: dict[str, Family] = {
     "arcee": arcee.folder,
+    "bert": bert.folder,
     "cohere": cohere.folder,
     "cohere2": cohere.folder2,
     "ernie4_5": ernie.folder,
@@ -109,15 +112,29 @@ FOLDERS: dict[str, Family] = {
     "qwen3": qwen3.folder,
     "qwen3_moe": qwen3.moe_folder,
     "seed_oss": seed_oss.folder,
+    "roberta": bert.roberta_folder,
     "smollm3": smollm3.folder,
     "stablelm": stablelm.folder,
     "starcoder2": starcoder2.folder,
+    "xlm-roberta": bert.roberta_folder,
 }
 
 # What pyllm lacks for families that people have.
-LACKING = {
-    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon-mamba"), "state-space layers (Mamba)"),
+_LACKS = {
+    "state-space layers (Mamba)": "mamba mamba2 falcon_mamba jamba bamba zamba zamba2 falcon_h1 falcon-h1 nemotron_h "
+    "granitemoehybrid granitehybrid plamo2",
+    "short convolutions": "lfm2 lfm2moe lfm2_moe",
+    "recurrent layers": "rwkv rwkv6 rwkv7 recurrent_gemma xlstm qwen3_next qwen3next minimax kimi_linear",
+    "multi-head latent attention (MLA)": "deepseek_v2 deepseek_v3 deepseek_v32 deepseek2 minicpm3 kimi_k2 "
+    "glm4_moe_lite longcat_flash",
+    "ALiBi positions": "bloom mpt baichuan jais",
+    "a vision tower": "gemma3 llava llava_next llava_onevision mllama mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen2vl "
+    "qwen3vl idefics3 smolvlm paligemma phi4mm phi4_multimodal llama4 internvl pixtral glm4v",
+    "an audio tower": "whisper qwen2_audio voxtral",
+    "an encoder beside the decoder": "t5 mt5 umt5 bart mbart m2m_100 marian pegasus t5gemma led",
+    "embeddings for each layer": "gemma3n gemma3n_text gemma4 gemma4_text",
 }
+LACKING = {name: what for what, names in _LACKS.items() for name in names.split()}
 
 
 def describe(checkpoint: Checkpoint) -> ModelConfig:
@@ -154,7 +171,7 @@ def _known(checkpoint: Checkpoint, families: dict[str, Family], key: str, label:
     if not isinstance(name, str):
         raise ModelFormatError(f"{checkpoint.path}: {label} is missing; the file is incomplete")
     if name not in families:
-        lack = f", which needs {LACKING[name]}" if name in LACKING else ""
+        lack = f", which has {LACKING[name]}" if name in LACKING else ""
         raise UnsupportedModelError(
             f"{checkpoint.path}: {key} is {name[:80]!r}{lack}; pyllm runs: {', '.join(sorted(families))}"
         )

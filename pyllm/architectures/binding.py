@@ -21,8 +21,8 @@ class Binding:
 
     `rows` and `cols` are what the slot needs; a vector is (1, n). `layer` is 0 for slots that are not per layer,
     `expert` for those that are not per expert. Where `part` says nothing else they are the tensor's own shape;
-    `loading.stored` carries out the rest. `scales` is the tensor of scales that `part` names, `more` are the second and
-    later pieces.
+    `loading.stored` carries out the rest. `scales` is the tensor of scales that `part` names, `row` the one whose first
+    row is added to every row, `more` are the second and later pieces.
     """
 
     slot: str
@@ -33,12 +33,13 @@ class Binding:
     expert: int = 0
     part: Part = WHOLE
     scales: TensorSpec | None = None
+    row: TensorSpec | None = None
     more: tuple[TensorSpec, ...] = ()
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """All tensors that go into the slot."""
-        return (self.tensor, *self.more, *([self.scales] if self.scales else []))
+        return (self.tensor, *self.more, *(spec for spec in (self.scales, self.row) if spec))
 
 
 # In the order of the forward pass.
@@ -166,7 +167,8 @@ def _bind_one(checkpoint: Checkpoint, config: ModelConfig, slot: str, layer: int
             if spec.type_id != specs[0].type_id:
                 raise ModelFormatError(f"{checkpoint.path}: {spec.name!r} and {specs[0].name!r} have different types")
             _check(checkpoint, spec, _expected(config, slot, part, rows, cols), part)
-        yield Binding(slot, layer, specs[0], rows, cols, expert, part, scales, tuple(specs[1:]))
+        row = _row(checkpoint, part, cols) if part.every_plus else None
+        yield Binding(slot, layer, specs[0], rows, cols, expert, part, scales, row, tuple(specs[1:]))
 
 
 def _find(checkpoint: Checkpoint, name: str, rows: int, cols: int) -> TensorSpec:
@@ -197,7 +199,9 @@ def _check(checkpoint: Checkpoint, spec: TensorSpec, expected: tuple[int, ...], 
             f"{checkpoint.path}: tensor {spec.name!r} has weight type {type_name(spec.type_id)}, which pyllm cannot "
             "run; take another quantisation of the model, for example Q4_K_M or Q8_0"
         )
-    rearranged = part.transposed or part.plus or ((part.runs or part.pieces > 1) and len(expected) == 1)
+    rearranged = (
+        part.transposed or part.plus or part.every_plus or ((part.runs or part.pieces > 1) and len(expected) == 1)
+    )
     if rearranged and spec.type_id not in FLOATS:
         raise UnsupportedModelError(
             f"{checkpoint.path}: tensor {spec.name!r} has weight type {type_name(spec.type_id)}, but must be made of "
@@ -222,6 +226,17 @@ def _scales(
                 f"{wanted}"
             )
     return scales
+
+
+def _row(checkpoint: Checkpoint, part: Part, cols: int) -> TensorSpec:
+    """The tensor whose first row is added to every row of a part: (any number, cols)."""
+    spec = _find(checkpoint, part.every_plus, 1, cols)
+    if len(spec.shape) > 2 or spec.shape[-1] != cols or spec.type_id not in FLOATS:
+        raise ModelFormatError(
+            f"{checkpoint.path}: tensor {spec.name!r} is {type_name(spec.type_id)} {spec.shape}, expected floats of "
+            f"{cols} columns"
+        )
+    return spec
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -31,8 +31,9 @@ class Part:
 
     `name` has "{layer}" and "{expert}" where there is one for each. `pieces`: the values are those of so many tensors,
     one behind the other, whose names have "{piece}". `stacked`: the tensor holds the matrices of all
-    experts, one behind the other. `transposed`: it holds (cols, rows). `plus` is added to every value. `scales` names
-    the tensor of scales that belongs to one of blocks (MXFP4 in Hugging Face folders).
+    experts, one behind the other. `transposed`: it holds (cols, rows). `plus` is added to every value, `every_plus`
+    names a tensor whose first row is added to every row. `scales` names the tensor of scales that belongs to one of
+    blocks (MXFP4 in Hugging Face folders).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Part:
     stacked: bool = False
     transposed: bool = False
     plus: float = 0.0
+    every_plus: str = ""
     scales: str = ""
     pieces: int = 1
 
@@ -153,10 +155,12 @@ class Draft:
     # ---- RoPE --------------------------------------------------------------------------------------------------------
 
     def stretch(self, stretch: Stretch) -> None:
-        """Scaled RoPE of the main kind."""
+        """Scaled RoPE of the main kind. Raises `ModelFormatError` where fields lead to impossible factors."""
         self.set(rope_scale=stretch.scale, rope_original=stretch.original)
         for slot, values in (("rope_factors", stretch.factors), ("rope_factors_long", stretch.long)):
             if values is not None:
+                if not (np.isfinite(values).all() and (values > 0).all()):
+                    raise ModelFormatError(f"{self.checkpoint.path}: the fields of scaled RoPE lead to {values.max()}")
                 self.constants[slot] = values
 
     def described(self) -> Description:

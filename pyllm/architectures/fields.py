@@ -154,7 +154,8 @@ def _flaw(c: ModelConfig) -> str | None:
         return f"{c.n_heads} heads of {c.head_dim} are too wide"
     if c.n_heads % c.n_kv_heads:
         return f"n_heads is {c.n_heads}, expected a multiple of n_kv_heads, {c.n_kv_heads}"
-    if c.head_dim % 2 or c.rope_dims % 2 or not 2 <= c.rope_dims <= c.head_dim:
+    rotates = any(c.layer(i).rope != "none" for i in range(c.n_layers if c.layers else 1))
+    if c.head_dim % 2 or c.rope_dims % 2 or not 2 * rotates <= c.rope_dims <= c.head_dim:
         return f"rope_dims is {c.rope_dims} and head_dim is {c.head_dim}, expected even numbers, the first no larger"
     if not (0 < c.norm_eps < 1 and math.isfinite(c.rope_base) and 0 < c.rope_base <= MAX_FP32):
         return f"norm_eps is {c.norm_eps} and rope_base is {c.rope_base}, expected 0 < norm_eps < 1 and 0 < rope_base"

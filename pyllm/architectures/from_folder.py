@@ -80,7 +80,7 @@ HARMLESS = frozenset(
         *("transformers.js_config", "unsloth_version", "unsloth_fixed", "name_or_path", "model_name"),
     )
 )
-HARMLESS_ENDS = ("dropout", "_pdrop", "_token_id", "_loss_coef", "_token_index")
+HARMLESS_ENDS = ("dropout", "_dropout_prob", "_pdrop", "_token_id", "_loss_coef", "_token_index")
 OFF: tuple[object, ...] = (None, False, 0, "", [], {})
 
 
@@ -157,7 +157,13 @@ def _strip(draft: Draft, base: str) -> None:
         return
     for slot, parts in draft.names.items():
         stripped = (
-            replace(part, name=part.name.removeprefix(base), scales=part.scales.removeprefix(base)) for part in parts
+            replace(
+                part,
+                name=part.name.removeprefix(base),
+                scales=part.scales.removeprefix(base),
+                every_plus=part.every_plus.removeprefix(base),
+            )
+            for part in parts
         )
         draft.place(slot, *stripped)
     draft.ignored = {name.removeprefix(base) for name in draft.ignored}
@@ -286,6 +292,8 @@ def rotate(draft: Draft, parameters: Fields, fields: Fields, *, theta: float, pa
     if kind == "default":
         draft.stretch(rope.Stretch())
     elif kind in kinds:
+        if base <= 1.0:
+            raise parameters.bad("rope_theta", base, "more than 1")
         draft.stretch(kinds[kind](draft, parameters, base, dims))
     else:
         raise parameters.unsupported("rope_type" if parameters.has("rope_type") else "type")

@@ -59,7 +59,7 @@ NAMES = {
 
 # Fields that change nothing in the arithmetic. Any other that a family does not read is refused, because it was written
 # for a reason that is unknown here.
-HARMLESS = frozenset(("vocab_size", "rope.scaling.original_context_length", "rope.scaling.finetuned"))
+HARMLESS = frozenset(("vocab_size", "pooling_type", "rope.scaling.original_context_length", "rope.scaling.finetuned"))
 # Fields that may be there as long as they say what is assumed anyway, unless a family reads them.
 ASSUMED = {
     "expert_count": 0,
@@ -189,6 +189,8 @@ def _scaled_rope(draft: Draft) -> None:
 
 def _yarn(draft: Draft, factor: float) -> rope.Stretch:
     fields, c = draft.fields, draft.config
+    if c["rope_base"] <= 1.0:
+        raise fields.bad("rope.freq_base", c["rope_base"], "more than 1")
     fields.assume("rope.scaling.yarn_ext_factor", 1.0)
     original = fields.integer("rope.scaling.original_context_length", c["context_length"])
     attention = fields.number("rope.scaling.yarn_attn_factor", fields.number("rope.scaling.attn_factor", 1.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyllm.architectures import from_folder, from_gguf, rope
+from pyllm.architectures import from_folder, from_gguf
 from pyllm.architectures.draft import CORE, FFN_BIASES, NORM_BIASES, NORMS, PLAIN, QKV_BIASES, Draft, Part, Runs
 from pyllm.formats.checkpoint import Checkpoint
 
@@ -62,6 +62,5 @@ def folder(checkpoint: Checkpoint) -> Draft:
 
 
 def _learned_positions(draft: Draft) -> None:
-    draft.set(rope_dims=draft.config["head_dim"])
-    draft.stretch(rope.Stretch())
+    draft.set(rope_dims=0)
     draft.ropes("none", [True] * len(draft.layers))

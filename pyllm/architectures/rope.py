@@ -39,8 +39,8 @@ def dynamic(dims: int, factor: float, original: int) -> tuple[Stretch, int]:
     The base would depend on each text's length, which no cache of keys can follow; vLLM settles on the same one.
     """
     longest = int(original * factor)
-    growth = (factor * longest / original - (factor - 1.0)) ** (dims / max(dims - 2, 1))
-    powers = np.arange(0, dims, 2, dtype=np.float64) / dims
+    growth = factor * longest / original - (factor - 1.0)
+    powers = np.arange(0, dims, 2, dtype=np.float64) / max(dims - 2, 1)
     long = (growth**powers).astype(np.float32)
     return Stretch(np.ones(dims // 2, np.float32), 1.0, long, original), longest
 

@@ -6,13 +6,13 @@ The metadata of such a checkpoint is the config itself. The tokenizer's files ar
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats import safetensors
-from pyllm.formats.checkpoint import Checkpoint, TensorSpec
+from pyllm.formats.checkpoint import Buffer, Checkpoint, TensorSpec
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -28,12 +28,12 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).is_file()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a folder. Raises `ModelFormatError`."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON object, or list, from a file of a folder. Raises `ModelFormatError`."""
     size = path.stat().st_size
     if not path.is_file() or size > MAX_JSON_BYTES:
         raise ModelFormatError(f"{path}: {size} bytes, expected a file of at most {MAX_JSON_BYTES}")
-    return safetensors.read_json(path, path.read_bytes())
+    return safetensors.read_json(path, path.read_bytes(), kind)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -45,28 +45,36 @@ def files_of(path: Path) -> list[Path]:
 
 def open_folder(path: Path, map_file: Callable[[Path], mmap.mmap]) -> Checkpoint:
     """Maps the weights and parses their headers. Raises as `open_checkpoint` does."""
-    config = read_json(path / CONFIG)
+    config: dict[str, Any] = read_json(path / CONFIG)
     placed = _weight_map(path)
-    buffers: list[mmap.mmap] = []
-    tensors: dict[str, TensorSpec] = {}
+    files: list[tuple[Path, mmap.mmap]] = []
     try:
-        for part, file in enumerate(_weights(path)):
-            buffers.append(_mapped(file, map_file))
-            for name, spec in safetensors.parse(file, buffers[-1], part).items():
-                if placed.get(name, file.name) != file.name:
-                    continue  # the index says which of several files counts
-                if name in tensors:
-                    raise ModelFormatError(f"{file}: tensor {name[:80]!r} is in another file of the model, too")
-                tensors[name] = spec
-        missing = placed.keys() - tensors.keys()
-        if missing:
-            raise ModelFormatError(f"{path / INDEX}: tensor {min(missing)[:80]!r} is in none of the files")
+        for file in _weights(path):
+            files.append((file, _mapped(file, map_file)))
+        return assemble(path, config, files, placed)
     except BaseException:
-        for buffer in buffers:
+        for _, buffer in files:
             buffer.close()
         raise
-    notes = {"files": len(buffers)}
-    return Checkpoint(path, FORMAT, config, tensors, buffers[0], tuple(buffers[1:]), notes)
+
+
+def assemble(
+    path: Path, config: dict[str, Any], files: Sequence[tuple[Path, Buffer]], placed: Mapping[str, str]
+) -> Checkpoint:
+    """One checkpoint of a config and mapped files of weights; `placed` is the index, if there is one."""
+    tensors: dict[str, TensorSpec] = {}
+    for part, (file, buffer) in enumerate(files):
+        for name, spec in safetensors.parse(file, buffer, part).items():
+            if placed.get(name, file.name) != file.name:
+                continue  # the index says which of several files counts
+            if name in tensors:
+                raise ModelFormatError(f"{file}: tensor {name[:80]!r} is in another file of the model, too")
+            tensors[name] = spec
+    missing = placed.keys() - tensors.keys()
+    if missing:
+        raise ModelFormatError(f"{path / INDEX}: tensor {min(missing)[:80]!r} is in none of the files")
+    buffers = [buffer for _, buffer in files]
+    return Checkpoint(path, FORMAT, config, tensors, buffers[0], tuple(buffers[1:]), {"files": len(buffers)})
 
 
 def _mapped(file: Path, map_file: Callable[[Path], mmap.mmap]) -> mmap.mmap:

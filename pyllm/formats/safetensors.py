@@ -35,14 +35,16 @@ def parse(path: Path, buffer: Buffer, part: int = 0) -> dict[str, TensorSpec]:
     return {name: _spec(path, name, entry, 8 + length, size, part) for name, entry in header.items()}
 
 
-def read_json(path: Path, data: bytes) -> dict[str, Any]:
-    """A JSON object of a file that may hold anything. Raises `ModelFormatError`, also for a key that occurs twice."""
+def read_json(path: Path, data: bytes, kind: type = dict) -> Any:
+    """A JSON object, or list, of a file that may hold anything. Raises `ModelFormatError`, also for a key that occurs
+    twice.
+    """
     try:
         value = json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{path}: no valid JSON: {str(error)[:120] or 'nested too deep'}") from None
-    if not isinstance(value, dict):
-        raise ModelFormatError(f"{path}: a JSON {type(value).__name__}, expected an object")
+    if not isinstance(value, kind):
+        raise ModelFormatError(f"{path}: a JSON {type(value).__name__}, expected a {kind.__name__}")
     return value
 
 

@@ -60,7 +60,7 @@ class Tokenizer(ABC):
         such as those that an embedding model reads, end with it. eos_ids: all ids that end a text or a turn.
     stop_ids: ids at which generation stops; the same as eos_ids, but for llama2.c's files.
     control_ids: ids that add nothing to the text, and that text becomes only with `special=True`.
-    chat_template: the usual template of conversations, as Jinja source, or None. chat_templates: all of them, by name.
+    chat_templates: the templates of conversations by name, as Jinja source; the usual one is "default".
     """
 
     def __init__(self, traits: Traits) -> None:
@@ -71,11 +71,19 @@ class Tokenizer(ABC):
         self.eos_ids: frozenset[int] = traits.eos_ids
         self.stop_ids: frozenset[int] = traits.eos_ids if traits.stop_ids is None else traits.stop_ids
         self.control_ids: frozenset[int] = frozenset(traits.control)
-        self.chat_template: str | None = traits.chat_templates.get("default")
         self.chat_templates: Mapping[str, str] = MappingProxyType(dict(traits.chat_templates))
         self.add_bos: bool = traits.add_bos
         self.add_eos: bool = traits.add_eos
         self._known_bytes: dict[int, bytes] = {}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The usual template of conversations, or None. May be set: your own then takes the place of all there are."""
+        return self.chat_templates.get("default")
+
+    @chat_template.setter
+    def chat_template(self, source: str) -> None:
+        self.chat_templates = MappingProxyType({"default": source})
 
     # ---- loading ----------------------------------------------------------------------------------------------------
 
@@ -109,8 +117,12 @@ class Tokenizer(ABC):
         control tokens in the text become such; otherwise they are text like any other. Raises `TypeError` for what
         is no `str`, `TokenizerError` for lone surrogates and for a BOS or EOS that the vocabulary does not have.
         """
-        matcher = self._all_whole_pieces if special else self._user_pieces
-        return self.frame(self.encode_parts(matcher.split(checked(text))), bos=bos, eos=eos)
+        parts = (self._all_whole_pieces if special else self._user_pieces).split(checked(text))
+        if len(parts) == 1 and not isinstance(parts[0], int):  # most texts: nothing to arrange
+            ids = self._encode_text(parts[0])
+        else:
+            ids = self.encode_parts(parts)
+        return self.frame(ids, bos=bos, eos=eos)
 
     def encode_batch(
         self, texts: Iterable[str], *, bos: bool | None = None, eos: bool = False, special: bool = False
@@ -204,6 +216,10 @@ class Tokenizer(ABC):
     def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         """Ids of some stretches, on at most so many threads."""
 
+    def _encode_text(self, text: str) -> list[int]:
+        """Ids of one stretch that begins a text: what most texts are, so that each kind may be quick about it."""
+        return list(self._encode_stretches([Stretch(text, True)], 1)[0])
+
     @abstractmethod
     def _bytes_of(self, token: int) -> bytes:
         """What a token that is no control token, and whose id is in range, adds to the text."""
@@ -253,13 +269,7 @@ def _filled(parts: Iterable[int | Stretch], encoded: Iterator[Sequence[int]]) ->
 
 
 def checked(text: str) -> str:
-    """The text, after `check_text`."""
-    check_text(text)
-    return text
-
-
-def check_text(text: object) -> None:
-    """Raises `TypeError` for what is no `str` and `TokenizerError` for lone surrogates, which are no characters."""
+    """The text. Raises `TypeError` for what is no `str` and `TokenizerError` for lone surrogates, no characters."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {type(text).__name__}")
     try:
@@ -269,3 +279,4 @@ def check_text(text: object) -> None:
             f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, which is half "
             "of a character: the text was decoded wrongly"
         ) from None
+    return text

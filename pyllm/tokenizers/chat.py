@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from pyllm.errors import TokenizerError
-from pyllm.tokenizers.base import Tokenizer, check_text
+from pyllm.tokenizers.base import Tokenizer, checked
 from pyllm.tokenizers.tagged import Tags, private_characters
 from pyllm.tokenizers.template import ChatTemplate
 
@@ -46,7 +46,7 @@ def encode_chat(
     `TokenizerError` where there is no chat template or it refuses the conversation, with its own message; `TypeError`
     and `ValueError` for what is no conversation.
     """
-    source = _choose_template(tokenizer, template, bool(tools))
+    source = choose_template(tokenizer, template, bool(tools))
     foreign = _foreign(messages, tools, documents, variables)
     text, tags = _render(tokenizer, source, foreign, add_generation_prompt)
     parts: list[str | int] = []
@@ -67,13 +67,14 @@ def render_chat(
     variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a conversation, for people: encoding it would let messages speak in control tokens."""
-    source = _choose_template(tokenizer, template, bool(tools))
+    source = choose_template(tokenizer, template, bool(tools))
     foreign = _foreign(messages, tools, documents, variables)
     text, tags = _render(tokenizer, source, foreign, add_generation_prompt)
     return tags.show(text)
 
 
-def _choose_template(tokenizer: Tokenizer, name: str | None, with_tools: bool) -> str:
+def choose_template(tokenizer: Tokenizer, name: str | None, with_tools: bool) -> str:
+    """The source of the template that `encode_chat` takes."""
     known = tokenizer.chat_templates
     if not known:
         raise TokenizerError(
@@ -95,7 +96,8 @@ def _foreign(
 ) -> dict[str, Any]:
     """All that the template sees but does not come from the model's files."""
     conversation = [_checked(message, number) for number, message in enumerate(_listed(messages))]
-    given = {"messages": conversation, "tools": list(tools) if tools else None}
+    listed = list(tools) if tools else None
+    given = {"messages": conversation, "tools": listed, "xml_tools": listed}  # as SmolLM 3's template names them
     return {**(variables or {}), **given, "documents": list(documents) if documents else None}
 
 
@@ -171,8 +173,7 @@ def _in_one(message: Message) -> Message:
 def _strings(value: Any) -> Iterator[str]:
     """Every string in JSON-like data, checked to consist of characters."""
     if isinstance(value, str):
-        check_text(value)
-        yield value
+        yield checked(value)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _strings(key)

@@ -152,7 +152,8 @@ def json_traits(
     before, after = frame
     if len(after) > 1:
         raise TokenizerError(f"{source}: texts end with {len(after)} tokens, of which one at most is known here")
-    ids = {piece: token for token, piece in pieces.items()}
+    named = set(facts.named.values())
+    ids = {piece: token for token, piece in pieces.items() if piece in named}
     eos = after[0] if after else ids.get(facts.named.get("eos_token", ""))
     ends = {i for i, text in control.items() if is_ending(text)} | ({eos} if eos is not None else set())
     return Traits(
@@ -298,4 +299,4 @@ def _ids_of_pieces(model: Any) -> dict[str, int]:
     if isinstance(vocabulary, list):  # of pieces and scores
         firsts = [item[0] if isinstance(item, list) and item else None for item in vocabulary]
         return {piece: token for token, piece in enumerate(firsts) if isinstance(piece, str)}
-    return vocabulary if isinstance(vocabulary, dict) and all(type(i) is int for i in vocabulary.values()) else {}
+    return vocabulary if isinstance(vocabulary, dict) and set(map(type, vocabulary.values())) <= {int} else {}

@@ -92,11 +92,19 @@ class Llama2cTokenizer(ScoredTokenizer):
         return ScoredPieces(in_one_buffer(self._pieces), mergeable, byte_ids, UNKNOWN, scores=self._scores)
 
     def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
-        if any(stretch.at_start for stretch in stretches) and not self._has_space:
+        if any(stretch.at_start for stretch in stretches):
+            self._need_space()
+        return super()._encode_stretches(stretches, threads)
+
+    def _encode_text(self, text: str) -> list[int]:
+        self._need_space()
+        return super()._encode_text(text)
+
+    def _need_space(self) -> None:
+        if not self._has_space:
             raise TokenizerError(
                 f'{self._traits.source}: the vocabulary has no piece " ", with which llama2.c begins every text'
             )
-        return super()._encode_stretches(stretches, threads)
 
     @cached_property
     def _has_space(self) -> bool:

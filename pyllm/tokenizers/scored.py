@@ -70,8 +70,19 @@ class ScoredTokenizer(Tokenizer):
         merges = self._merges
         try:
             return merges.encode_batch([self._to_pieces(text).encode() for text in texts], threads)
-        except ValueError as error:  # a byte without a piece, where nothing stands for the unknown
-            raise TokenizerError(f"{self._traits.source}: {error}") from error
+        except ValueError as error:
+            raise self._no_piece(error) from error
+
+    def _encode_text(self, text: str) -> list[int]:
+        merges = self._merges
+        try:
+            return merges.encode(self._to_pieces(self._traits.prefix + text).encode())
+        except ValueError as error:
+            raise self._no_piece(error) from error
+
+    def _no_piece(self, error: ValueError) -> TokenizerError:
+        """What to raise for a byte without a piece, where nothing stands for the unknown."""
+        return TokenizerError(f"{self._traits.source}: {error}")
 
 
 def in_one_buffer(strings: Sequence[str] | Sequence[bytes]) -> Strings:
@@ -80,10 +91,23 @@ def in_one_buffer(strings: Sequence[str] | Sequence[bytes]) -> Strings:
 
     if isinstance(strings, StringArray):
         return Strings(*strings.buffer)
+    if strings and isinstance(strings[0], str) and (found := _separated(strings)):
+        return found
     encoded = [text.encode() if isinstance(text, str) else text for text in strings]
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     ends = np.cumsum(lengths)
     return Strings(b"".join(encoded), ends - lengths, ends)
+
+
+def _separated(texts: Sequence[Any]) -> Strings | None:
+    """Texts in one buffer with a NUL between them: quick; None where one of them holds a NUL itself."""
+    from pyllm._core import Strings
+
+    data = "\0".join(texts).encode()
+    between = np.flatnonzero(np.frombuffer(data, np.uint8) == 0)
+    if len(between) != len(texts) - 1:
+        return None
+    return Strings(data, np.concatenate(([0], between + 1)), np.concatenate((between, [len(data)])))
 
 
 def check_scores(scores: Any, n: int, source: str) -> npt.NDArray[np.float32]:

@@ -11,6 +11,7 @@ from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.folder import FolderFacts
 from pyllm.tokenizers.huggingface import NO_FACTS, check_added_id
 from pyllm.tokenizers.scored import byte_value
+from pyllm.tokenizers.unigram import encode_with
 
 SPACE = "\u2581"  # how SentencePiece writes a space inside pieces
 WITHOUT_PREFIX = b"\x1a\x02\x18\x00"  # behind a model, a second NormalizerSpec, which only says: add_dummy_prefix = 0
@@ -28,7 +29,9 @@ class SentencePieceTokenizer(Tokenizer):
         control = {i: piece for i, piece in enumerate(self._pieces) if self._library.is_control(i)}
         user_defined = self._add(facts, control, source)
         super().__init__(self._read_traits(facts, control, user_defined, prefix, first_only, source))
-        self._never_from_text = frozenset(control)
+        # The library itself makes no control tokens of text; but a neighbour may call any piece special.
+        own = (i for i in control if i < self._n_own and i != self._library.unk_id())
+        self._never_from_text = frozenset(i for i in own if not self._library.is_control(i))
 
     @property
     def library(self) -> Any:
@@ -84,10 +87,17 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         """The library begins every stretch with the prefix; so it must, unless only a text's first one has it."""
         if self._later is self._library or all(stretch.at_start for stretch in stretches):
-            ids: list[list[int]] = self._library.encode([stretch.text for stretch in stretches], num_threads=threads)
+            ids = encode_with(self._library, [stretch.text for stretch in stretches], threads)
         else:
             ids = [(self._library if at_start else self._later).encode(text) for text, at_start in stretches]
-        if not all(self._never_from_text.isdisjoint(one) for one in ids):  # pieces that a neighbour calls special
+        return [self._checked(one) for one in ids] if self._never_from_text else ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        ids: list[int] = self._library.encode(text)
+        return self._checked(ids) if self._never_from_text else ids
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not self._never_from_text.isdisjoint(ids):
             raise TokenizerError(f"{self._traits.source}: the vocabulary makes control tokens of plain text")
         return ids
 

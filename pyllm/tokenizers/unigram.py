@@ -38,8 +38,10 @@ class UnigramTokenizer(Tokenizer):
 
     def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         """The library begins every stretch with the prefix; so it must, for each follows a control token."""
-        library = self._library
-        ids: list[list[int]] = library.encode([stretch.text for stretch in stretches], num_threads=threads)
+        return encode_with(self._library, [stretch.text for stretch in stretches], threads)
+
+    def _encode_text(self, text: str) -> list[int]:
+        ids: list[int] = self._library.encode(text)
         return ids
 
     def _bytes_of(self, token: int) -> bytes:
@@ -49,6 +51,14 @@ class UnigramTokenizer(Tokenizer):
 
     def _piece(self, token: int) -> str:
         return self._pieces[token]
+
+
+def encode_with(library: Any, texts: Sequence[str], threads: int) -> list[list[int]]:
+    """Ids of texts. The library starts threads for any list of them, which takes longer than a short text does."""
+    if threads == 1 or len(texts) == 1:
+        return [library.encode(text) for text in texts]
+    ids: list[list[int]] = library.encode(list(texts), num_threads=threads)
+    return ids
 
 
 # ---- SentencePiece's ModelProto --------------------------------------------------------------------------------------

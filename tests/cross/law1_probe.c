@@ -98,13 +98,17 @@ static void report(const char *subject, const char *detail, const char *level, u
 
 /* ---- elementary functions ---------------------------------------------------------------------------------------- */
 
-static void probe_expf(void) {
-    uint64_t hash = START;
+static void probe_floats(void) {
+    uint64_t exps = START, erfs = START, tanhs = START;
     for (uint64_t bits = 0; bits < (uint64_t)1 << 32; bits += 10007) {
-        float y = pl_expf(pl_float_from_bits((uint32_t)bits));
-        hash = hash_floats(hash, &y, 1);
+        float x = pl_float_from_bits((uint32_t)bits), y = pl_expf(x), e = pl_erff(x), t = pl_tanhf(x);
+        exps = hash_floats(exps, &y, 1);
+        erfs = hash_floats(erfs, &e, 1);
+        tanhs = hash_floats(tanhs, &t, 1);
     }
-    report("expf", "", "-", hash);
+    report("expf", "", "-", exps);
+    report("erff", "", "-", erfs);
+    report("tanhf", "", "-", tanhs);
 }
 
 static void probe_doubles(void) {
@@ -239,6 +243,30 @@ static void probe_vectors(const pl_kernels *kernels) {
     report("softmax", "", kernels->name, soft);
 }
 
+static void probe_elementwise(const pl_kernels *kernels) {
+    uint64_t activation = START, cap = START, centre = START;
+    random_state = 5;
+    for (int64_t n = 1; n < 400; n += 13) {
+        int64_t n16 = (n + 15) / 16 * 16;
+        float *a = random_floats(n16, n % 2), *b = random_floats(n16, n % 2), *out = get((size_t)n16, sizeof *out);
+        for (int32_t kind = PL_ACTIVATION_SILU; kind <= PL_ACTIVATION_SILU_CLAMPED; kind++) {
+            kernels->activate(kind, 0.5f, a, b, n, out);
+            activation = hash_floats(activation, out, n16);
+            if (kind != PL_ACTIVATION_SILU_CLAMPED) kernels->activate(kind, 0, a, NULL, n, out);
+            activation = hash_floats(activation, out, n16);
+        }
+        for (int64_t i = n; i < n16; i++) a[i] = 0;
+        pl_centre(a, n, out);
+        centre = hash_floats(centre, out, n16);
+        kernels->softcap(a, n, 0.25f, 1.5f);
+        cap = hash_floats(cap, a, n);
+        free(a), free(b), free(out);
+    }
+    report("activate", "", kernels->name, activation);
+    report("softcap", "", kernels->name, cap);
+    report("centre", "", kernels->name, centre);
+}
+
 static void probe_weigh(const pl_kernels *kernels) {
     uint64_t half = START, full = START;
     random_state = 4;
@@ -338,55 +366,142 @@ static void fill_weights(const pl_type_info *type, int64_t n, uint8_t *data, siz
     }
 }
 
-static void bind(pl_model *model, int32_t slot, int32_t layer, const pl_type_info *type, int64_t rows, int64_t cols) {
+static void bind_expert(pl_model *model, int32_t slot, int32_t layer, int32_t expert, const pl_type_info *type,
+                        int64_t rows, int64_t cols) {
     int64_t group = type->id == PL_TYPE_LLAMA2C_Q8 ? GROUP : 0, n = rows * cols;
     size_t nbytes = (size_t)(n / type->block_elements * type->block_bytes + (group ? n / group * 4 : 0));
     uint8_t *data = get(nbytes, 1);
     fill_weights(type, n, data, nbytes);
     pl_source source = {.type = type->id, .rows = rows, .cols = cols, .group = group, .data = data, .nbytes = nbytes};
-    must(pl_model_bind(model, slot, layer, 0, &source, 1, &error));
+    must(pl_model_bind(model, slot, layer, expert, &source, 1, &error));
     free(data);
 }
 
+static void bind(pl_model *model, int32_t slot, int32_t layer, const pl_type_info *type, int64_t rows, int64_t cols) {
+    bind_expert(model, slot, layer, 0, type, rows, cols);
+}
+
+/* A small Llama. */
+static pl_config plain_config(int32_t planes, int32_t kv_type) {
+    return (pl_config){.dim = DIM,
+                       .hidden_dim = HIDDEN,
+                       .n_layers = LAYERS,
+                       .n_heads = HEADS,
+                       .n_kv_heads = KV_HEADS,
+                       .head_dim = HEAD_DIM,
+                       .vocab_size = VOCAB,
+                       .context_length = 64,
+                       .norm_eps = 1e-5f,
+                       .gated = 1,
+                       .causal = 1,
+                       .rope_base = 10000.0f,
+                       .rope_scale = 1.0f,
+                       .rope_dims = HEAD_DIM,
+                       .rope_interleaved = planes == 1,
+                       .embedding_scale = 1.0f,
+                       .residual_scale = 1.0f,
+                       .logit_scale = 1.0f,
+                       .expert_scale = 1.0f,
+                       .planes = planes,
+                       .kv_type = kv_type};
+}
+
+static void bind_attention(pl_model *model, int32_t layer, const pl_type_info *type) {
+    bind(model, PL_SLOT_WQ, layer, type, HEADS * HEAD_DIM, DIM);
+    bind(model, PL_SLOT_WK, layer, type, KV_HEADS * HEAD_DIM, DIM);
+    bind(model, PL_SLOT_WV, layer, type, KV_HEADS * HEAD_DIM, DIM);
+    bind(model, PL_SLOT_WO, layer, type, DIM, HEADS * HEAD_DIM);
+}
+
+/* Vectors of one width into slots of a layer. */
+static void bind_vectors(pl_model *model, int32_t layer, int64_t width, const int32_t *slots, int32_t n) {
+    for (int32_t i = 0; i < n; i++) bind(model, slots[i], layer, pl_type_find(PL_TYPE_F32), 1, width);
+}
+
+#define BIND_VECTORS(model, layer, width, ...) \
+    bind_vectors(model, layer, width, (const int32_t[]){__VA_ARGS__}, \
+                 (int32_t)(sizeof((const int32_t[]){__VA_ARGS__}) / sizeof(int32_t)))
+
 static pl_model *make_model(const pl_type_info *type, int32_t planes, int32_t kv_type) {
-    const pl_type_info *vector = pl_type_find(PL_TYPE_F32);
-    const pl_config config = {.dim = DIM,
-                              .hidden_dim = HIDDEN,
-                              .n_layers = LAYERS,
-                              .n_heads = HEADS,
-                              .n_kv_heads = KV_HEADS,
-                              .head_dim = HEAD_DIM,
-                              .vocab_size = VOCAB,
-                              .context_length = 64,
-                              .norm_eps = 1e-5f,
-                              .gated = 1,
-                              .causal = 1,
-                              .rope_base = 10000.0f,
-                              .rope_scale = 1.0f,
-                              .rope_dims = HEAD_DIM,
-                              .rope_interleaved = planes == 1,
-                              .embedding_scale = 1.0f,
-                              .residual_scale = 1.0f,
-                              .logit_scale = 1.0f,
-                              .planes = planes,
-                              .kv_type = kv_type};
+    const pl_config config = plain_config(planes, kv_type);
     pl_layer_config layers[LAYERS];
     for (int i = 0; i < LAYERS; i++) layers[i] = (pl_layer_config){.rope = PL_ROPE_MAIN};
     pl_model *model;
     must(pl_model_new(&config, layers, &model, &error));
     bind(model, PL_SLOT_EMBEDDING, 0, type, VOCAB, DIM);
     for (int32_t layer = 0; layer < LAYERS; layer++) {
-        bind(model, PL_SLOT_ATTENTION_NORM, layer, vector, 1, DIM);
-        bind(model, PL_SLOT_WQ, layer, type, HEADS * HEAD_DIM, DIM);
-        bind(model, PL_SLOT_WK, layer, type, KV_HEADS * HEAD_DIM, DIM);
-        bind(model, PL_SLOT_WV, layer, type, KV_HEADS * HEAD_DIM, DIM);
-        bind(model, PL_SLOT_WO, layer, type, DIM, HEADS * HEAD_DIM);
-        bind(model, PL_SLOT_FFN_NORM, layer, vector, 1, DIM);
+        BIND_VECTORS(model, layer, DIM, PL_SLOT_ATTENTION_NORM);
+        bind_attention(model, layer, type);
+        BIND_VECTORS(model, layer, DIM, PL_SLOT_FFN_NORM);
         bind(model, PL_SLOT_GATE, layer, type, HIDDEN, DIM);
         bind(model, PL_SLOT_UP, layer, type, HIDDEN, DIM);
         bind(model, PL_SLOT_DOWN, layer, type, DIM, HIDDEN);
     }
-    bind(model, PL_SLOT_FINAL_NORM, 0, vector, 1, DIM);
+    BIND_VECTORS(model, 0, DIM, PL_SLOT_FINAL_NORM);
+    must(pl_model_finish(model, &error));
+    return model;
+}
+
+enum { EXPERTS = 5, USED = 2, EXPERT_DIM = 64, SHARED_DIM = 96 };
+
+/* Layer 0 dense, layer 1 a mixture of experts; windows, sinks, caps, norms before and after, biases. */
+static pl_model *make_expert_model(const pl_type_info *type, int32_t activation, int32_t routing) {
+    pl_config c = plain_config(2, PL_TYPE_F16);
+    c.qk_norm = PL_QK_NORM_EACH, c.activation = activation, c.activation_limit = 1.5f;
+    c.rope_local_base = 300.0f, c.rope_scale = 1.1f, c.rope_dims = 48;
+    c.attention_softcap = 2.0f, c.logit_softcap = 20.0f, c.residual_scale = 0.7f, c.embedding_scale = 3.0f;
+    c.n_experts = EXPERTS, c.n_experts_used = USED, c.expert_dim = EXPERT_DIM, c.shared_dim = SHARED_DIM;
+    c.routing = routing, c.expert_renormalise = 1, c.expert_scale = 1.5f;
+    const pl_layer_config layers[LAYERS] = {{.window = 4, .rope = PL_ROPE_LOCAL}, {.rope = PL_ROPE_MAIN, .experts = 1}};
+    pl_model *model;
+    must(pl_model_new(&c, layers, &model, &error));
+    bind(model, PL_SLOT_EMBEDDING, 0, type, VOCAB, DIM);
+    for (int32_t layer = 0; layer < LAYERS; layer++) {
+        BIND_VECTORS(model, layer, DIM, PL_SLOT_ATTENTION_NORM, PL_SLOT_BO, PL_SLOT_FFN_POST_NORM, PL_SLOT_FFN_NORM);
+        BIND_VECTORS(model, layer, HEADS * HEAD_DIM, PL_SLOT_BQ, PL_SLOT_Q_NORM);
+        BIND_VECTORS(model, layer, KV_HEADS * HEAD_DIM, PL_SLOT_BK, PL_SLOT_BV, PL_SLOT_K_NORM);
+        BIND_VECTORS(model, layer, HEADS, PL_SLOT_SINKS);
+        bind_attention(model, layer, type);
+    }
+    bind(model, PL_SLOT_GATE, 0, type, HIDDEN, DIM);
+    bind(model, PL_SLOT_UP, 0, type, HIDDEN, DIM);
+    bind(model, PL_SLOT_DOWN, 0, type, DIM, HIDDEN);
+    bind(model, PL_SLOT_ROUTER, 1, pl_type_find(PL_TYPE_F32), EXPERTS, DIM);
+    BIND_VECTORS(model, 1, EXPERTS, PL_SLOT_ROUTER_BIAS, PL_SLOT_CHOICE_BIAS);
+    for (int32_t e = 0; e < EXPERTS; e++) {
+        bind_expert(model, PL_SLOT_EXPERT_GATE, 1, e, type, EXPERT_DIM, DIM);
+        bind_expert(model, PL_SLOT_EXPERT_UP, 1, e, type, EXPERT_DIM, DIM);
+        bind_expert(model, PL_SLOT_EXPERT_DOWN, 1, e, type, DIM, EXPERT_DIM);
+    }
+    bind(model, PL_SLOT_SHARED_GATE, 1, type, SHARED_DIM, DIM);
+    bind(model, PL_SLOT_SHARED_UP, 1, type, SHARED_DIM, DIM);
+    bind(model, PL_SLOT_SHARED_DOWN, 1, type, DIM, SHARED_DIM);
+    bind(model, PL_SLOT_SHARED_ROUTER, 1, type, 1, DIM);
+    BIND_VECTORS(model, 0, DIM, PL_SLOT_FINAL_NORM);
+    must(pl_model_finish(model, &error));
+    return model;
+}
+
+/* Layer norms with biases, learned positions, parallel blocks without a gate. */
+static pl_model *make_parallel_model(const pl_type_info *type, int32_t activation) {
+    pl_config c = plain_config(1, PL_TYPE_F32);
+    c.norm = PL_NORM_LAYER, c.parallel = 1, c.gated = 0, c.activation = activation, c.qk_norm = PL_QK_NORM_WIDE;
+    const pl_layer_config layers[LAYERS] = {{.rope = PL_ROPE_NONE}, {.rope = PL_ROPE_MAIN, .window = 7}};
+    pl_model *model;
+    must(pl_model_new(&c, layers, &model, &error));
+    bind(model, PL_SLOT_EMBEDDING, 0, type, VOCAB, DIM);
+    bind(model, PL_SLOT_POSITION_EMBEDDING, 0, type, 64, DIM);
+    for (int32_t layer = 0; layer < LAYERS; layer++) {
+        BIND_VECTORS(model, layer, DIM, PL_SLOT_ATTENTION_NORM, PL_SLOT_ATTENTION_NORM_BIAS, PL_SLOT_DOWN_BIAS);
+        BIND_VECTORS(model, layer, HIDDEN, PL_SLOT_UP_BIAS);
+        BIND_VECTORS(model, layer, HEADS * HEAD_DIM, PL_SLOT_Q_NORM);
+        BIND_VECTORS(model, layer, KV_HEADS * HEAD_DIM, PL_SLOT_K_NORM);
+        bind_attention(model, layer, type);
+        bind(model, PL_SLOT_UP, layer, type, HIDDEN, DIM);
+        bind(model, PL_SLOT_DOWN, layer, type, DIM, HIDDEN);
+    }
+    BIND_VECTORS(model, 0, DIM, PL_SLOT_FINAL_NORM, PL_SLOT_FINAL_NORM_BIAS, PL_SLOT_EMBEDDING_NORM);
+    BIND_VECTORS(model, 0, VOCAB, PL_SLOT_HEAD_BIAS);
     must(pl_model_finish(model, &error));
     return model;
 }
@@ -493,10 +608,33 @@ static void probe_models(const pl_kernels *kernels) {
     }
 }
 
+/* Everything that is not in a plain Llama, on two types that differ in all: quantised weights, and floats. */
+static void probe_switches(const pl_kernels *kernels) {
+    static const int32_t types[] = {PL_TYPE_Q4_0, PL_TYPE_F16};
+    uint64_t experts = START, parallel = START;
+    must(pl_isa_select(kernels->name, &error));
+    random_state = 300;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        for (int32_t choice = 0; choice < 3; choice++) {
+            static const int32_t gated[] = {PL_ACTIVATION_GELU, PL_ACTIVATION_GELU_TANH, PL_ACTIVATION_SILU_CLAMPED};
+            pl_model *model = make_expert_model(pl_type_find(types[i]), gated[choice], choice);
+            experts = hash_model(model, experts);
+            pl_model_release(model);
+        }
+        for (int32_t activation = PL_ACTIVATION_GELU; activation <= PL_ACTIVATION_RELU_SQUARED; activation++) {
+            pl_model *model = make_parallel_model(pl_type_find(types[i]), activation);
+            parallel = hash_model(model, parallel);
+            pl_model_release(model);
+        }
+    }
+    report("model/", "experts", kernels->name, experts);
+    report("model/", "parallel", kernels->name, parallel);
+}
+
 int main(void) {
     const char *name;
     random_state = 1;
-    probe_expf();
+    probe_floats();
     probe_doubles();
     probe_f16();
     probe_values();
@@ -507,8 +645,10 @@ int main(void) {
         probe_matmuls(kernels);
         probe_quantize(kernels);
         probe_vectors(kernels);
+        probe_elementwise(kernels);
         probe_weigh(kernels);
         probe_models(kernels);
+        probe_switches(kernels);
     }
     return 0;
 }

@@ -1,6 +1,6 @@
 """Makes families.json and families.npz: tiny models of every family, and what `transformers` answers for them.
 
-    python tests/golden/make_families.py [NAME ...]      (needs torch, transformers, safetensors, gguf)
+    python tests/golden/make_families.py [NAME ...]      (all, or some again; needs torch, transformers, gguf)
 
 Each model has every switch of its family set to something that matters: windows shorter than the text, RoPE scaled past
 its original length, odd head sizes, biases wherever they may be. Weights come from `tinyfolder.weights`, so only shapes
@@ -18,22 +18,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
 import gguf
 import numpy as np
-import tinyfolder
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+import tinyfolder
+
+HERE = Path(__file__).resolve().parent
 VOCAB, LENGTH, GREEDY = 64, 40, 12
 TOKENS = [int(n) % VOCAB for n in tinyfolder.integers("tokens", LENGTH)]
 POSITIONS = [0, 3, 7, 9, 15, 16, 17, 23, 30, 35, 38, 39]
 
 SIZES = {"vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+EPSILON = 0.03  # large enough to matter
+EPSILONS = {"gpt2": "layer_norm_epsilon", "falcon": "layer_norm_epsilon", "starcoder2": "norm_epsilon"}
+EPSILONS |= dict.fromkeys(("phi", "stablelm", "cohere", "cohere2", "gpt_neox"), "layer_norm_eps")
 SIZES |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -73,6 +76,12 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         {**rope(), "num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4},
     ),
     "mistral": ("mistral", None, {"head_dim": 14, "sliding_window": 9, **rope()}),
+    "ministral": (
+        "ministral",
+        None,
+        {"sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING], "head_dim": 12}
+        | {"rope_parameters": {**YARN, "attention_factor": 0.8}},
+    ),
     "mixtral": (
         "mixtral",
         "llama",
@@ -114,10 +123,12 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         "gemma3_text",
         "gemma3",
         {"num_hidden_layers": 7, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 6, "hidden_size": 32}
-        | {"rope_parameters": {
-            SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
-            FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0},
-        }},
+        | {
+            "rope_parameters": {
+                SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+                FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0},
+            }
+        },
     ),
     "phi": ("phi", "phi2", {**rope(partial_rotary_factor=0.5)}),
     "phi3": ("phi3", "phi3", {"sliding_window": 11, **rope()}),
@@ -125,24 +136,28 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         "phi3",
         "phi3",
         {"original_max_position_embeddings": 16, "tie_word_embeddings": True, "num_key_value_heads": 4}
-        | {"rope_parameters": {
-            **LONG,
-            "short_factor": [1.0 + i / 4 for i in range(6)],
-            "long_factor": [1.5 + i for i in range(6)],
-        }},
+        | {
+            "rope_parameters": {
+                **LONG,
+                "short_factor": [1.0 + i / 4 for i in range(6)],
+                "long_factor": [1.5 + i for i in range(6)],
+            }
+        },
     ),
     "phi3-partial": (
         "phi3",
         None,
         {"original_max_position_embeddings": 32, "num_attention_heads": 3, "num_key_value_heads": 1}
-        | {"rope_parameters": {
-            **LONG,
-            "partial_rotary_factor": 0.75,
-            "short_factor": [1.0 + i / 4 for i in range(6)],
-            "long_factor": [1.5 + i for i in range(6)],
-        }},
+        | {
+            "rope_parameters": {
+                **LONG,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0 + i / 4 for i in range(6)],
+                "long_factor": [1.5 + i for i in range(6)],
+            }
+        },
     ),
-    "olmo2": ("olmo2", "olmo2", {**rope()}),
+    "olmo2": ("olmo2", "olmo2", {"hidden_size": 64, "num_key_value_heads": 4, **rope()}),
     "olmo3": (
         "olmo3",
         None,
@@ -180,14 +195,20 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "gpt_neox-sequential": (
         "gpt_neox",
         "gptneox",
-        {"use_parallel_residual": False, **rope(partial_rotary_factor=0.25), "hidden_size": 32},
+        {"use_parallel_residual": False, **rope(partial_rotary_factor=0.5), "hidden_size": 32},
     ),
     "gpt2": ("gpt2", "gpt2", {}),
+    "gpt2-unscaled": ("gpt2", None, {"scale_attn_weights": False, "n_inner": None, "tie_word_embeddings": False}),
     "falcon-7b": ("falcon", "falcon", {"new_decoder_architecture": False, "multi_query": True, **rope()}),
     "falcon-40b": (
         "falcon",
         "falcon",
         {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 56, **rope()},
+    ),
+    "falcon-11b": (
+        "falcon",
+        "falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 1, "num_ln_in_parallel_attn": 1, **rope()},
     ),
     "falcon-sequential": (
         "falcon",
@@ -209,7 +230,11 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         {"sliding_window": 8, "sliding_window_pattern": 4, "num_hidden_layers": 4, "head_dim": 12}
         | {"rope_parameters": LLAMA3},
     ),
-    "exaone4-full": ("exaone4", "exaone4", {"sliding_window": None, "layer_types": [FULL] * 3, "head_dim": 12, **rope()}),
+    "exaone4-full": (
+        "exaone4",
+        "exaone4",
+        {"sliding_window": None, "layer_types": [FULL] * 3, "head_dim": 12, **rope()},
+    ),
     "ernie4_5": ("ernie4_5", "ernie4_5", {"head_dim": 14, "use_bias": True, **rope()}),
     "ernie4_5_moe": (
         "ernie4_5_moe",
@@ -223,7 +248,7 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 
 
 def config_of(model_type: str, changes: dict[str, Any]) -> Any:
-    sizes = dict(SIZES)
+    sizes = {**SIZES, EPSILONS.get(model_type, "rms_norm_eps"): EPSILON}
     if model_type == "gpt2":
         renamed = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
         renamed |= {"max_position_embeddings": "n_positions", "intermediate_size": "n_inner"}
@@ -297,10 +322,10 @@ def make(name: str) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(MODELS)
-    made = {name: make(name) for name in names}
-    if len(names) < len(MODELS):
-        return
+    made = {name: make(name) for name in sys.argv[1:] or MODELS}
+    if len(made) < len(MODELS):  # the others as they are
+        table, arrays = json.loads((HERE / "families.json").read_text())["models"], np.load(HERE / "families.npz")
+        made = {name: made[name] if name in made else (table[name], arrays[name]) for name in MODELS}
     models = ",\n".join(f'"{name}": {json.dumps(entry)}' for name, (entry, _) in made.items())
     head = f'"tokens": {TOKENS},\n"positions": {POSITIONS},\n'
     (HERE / "families.json").write_text(f'{{\n{head}"models": {{\n{models}\n}}\n}}\n')

@@ -58,15 +58,33 @@ def ban(tokens: tuple[int, ...], logits: npt.NDArray[np.float32]) -> None:
     logits[tokens[-1]] = -np.inf
 
 
-def scale(tokens: tuple[int, ...], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def copied(tokens: tuple[int, ...], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """See `ban`."""
-    return logits * np.float32(2)
+    copy: npt.NDArray[np.float32] = logits.copy()
+    return copy
 
 
 generation = model.generate("Once", logits_processor=ban)
-generation = model.generate("Once", logits_processor=[ban, scale])
+generation = model.generate("Once", logits_processor=[ban, copied])
 messages: list[Mapping[str, str]] = [{"role": "user", "content": "Hi"}]
 generation = model.chat(messages)
+
+
+def add(a: int, b: int) -> int:
+    """What `tools=` takes."""
+    return a + b
+
+
+generation = model.chat(messages, tools=[add, {"name": "other", "parameters": {}}])
+assert_type(generation.tool_calls, list[pyllm.ToolCall])
+assert_type(generation.tool_errors, list[str])
+assert_type(generation.message, dict[str, Any])
+end = pyllm.tools.run(model, messages, [add], max_rounds=3, max_tokens=100)
+assert_type(end, pyllm.tools.Conversation)
+assert_type(end.messages, list[dict[str, Any]])
+assert_type(end.finished, bool)
+assert_type(pyllm.tools.describe(add), dict[str, Any])
+assert_type(pyllm.tools.answer(generation.tool_calls[0], add), dict[str, Any])
 
 for chunk in generation:
     assert_type(chunk, pyllm.Chunk)
@@ -107,6 +125,7 @@ with model.session(context_length=128) as session:
     assert_type(session.values(0), npt.NDArray[np.float32])
     session.save("session.bin")
     assert_type(session.generate(max_tokens=3), pyllm.Generation)
+    assert_type(session.chat(messages, tools=[add], grammar=grammar), pyllm.Generation)
 assert_type(model.restore(Path("session.bin")), pyllm.Session)
 model.export("out.bin", version=2, group_size=32)
 with model as same_model:

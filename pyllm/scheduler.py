@@ -1,0 +1,411 @@
+"""`Scheduler`: sequences of all threads share a model's forward passes.
+
+There is no thread of its own. Whoever waits for logits and finds nobody at it leads: it runs pass after pass for
+everyone who waits, until it has what it came for, and another that waits goes on. So nothing has to be stopped at exit,
+a forked child starts afresh, and a consumer that does not come back is not waited for. Since no result depends on what
+else is in a pass, nobody can tell but by the clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from pyllm._core import Interrupted, Part
+from pyllm.errors import OutOfMemoryError, PyllmError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from pyllm._core import NativeModel, NativeSession
+
+    Rows = npt.NDArray[np.float32]
+
+Shares: TypeAlias = "list[tuple[Seat, int]]"  # of a pass: who takes part with how many tokens
+
+#: Prompt tokens in one pass: enough for full speed, few enough to be interrupted soon.
+CHUNK = 512
+#: The same where others wait for their next token, so that a long prompt does not stop them.
+CHUNK_IN_COMPANY = 128
+#: A sequence with no more than this to evaluate is not cut.
+SHORT = 32
+#: Sequences in one pass.
+MOST_SEQUENCES = 64
+#: Of the time of a pass: how long the next one is held back for sequences that were in it and come back quickly, and
+#: seconds at most. A sequence that misses a pass needs one of its own, so half of one is well spent.
+PATIENCE, LONGEST_PATIENCE = 0.5, 0.01
+#: Seconds without any progress after which a sequence has to give its memory to others, or is refused.
+RELIEF = 0.1
+#: Seconds after which a waiting thread looks around by itself, and after which a leader without a sign of life is no
+#: longer waited for: Ctrl-C may end one at any point.
+NAP, SILENCE = 0.1, 5.0
+
+
+class Waitable(Protocol):
+    """Something that becomes ready when a pass has been made for it."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        ...
+
+
+class Seat:
+    """One sequence's place in the scheduler, and what it asks for: tokens to be evaluated, logits of the last ones.
+
+    `ready` once it is settled: `rows` has the logits (n_logits, vocab), or `error` what went wrong; neither where
+    `poll` said to stop. `seconds` is the time of the passes for it, `alone` whether nobody else was in them.
+    """
+
+    def __init__(self, session: NativeSession) -> None:
+        self.session = session
+        self.tokens: Sequence[int] = ()
+        self.n_logits = 0
+        self.poll: Callable[[], bool] = _never
+        self.before: Callable[[], Sequence[int]] = tuple
+        self.born = next(_births)
+        self.short: int | None = None  # where memory is lacking: the pages there were then
+        self.refused = False  # it was lacking when nobody else made progress either
+        self.at = 0  # tokens evaluated of those asked for
+        self.ready = True
+        self.stopped = False
+        self.rows: Rows | None = None
+        self.error: BaseException | None = None
+        self.seconds, self.alone = 0.0, True
+        self.under_way: _Pass | None = None
+        self.left, self.quick = 0.0, False  # when it was last settled; whether it came back soon the time before
+
+    def ask(
+        self, tokens: Sequence[int], n_logits: int, poll: Callable[[], bool], before: Callable[[], Sequence[int]]
+    ) -> None:
+        """What is wanted next. `poll` may be asked by any thread; once it has said True it must not change its mind.
+
+        `before`: the tokens that the session holds already, in case that it has to give its memory up meanwhile.
+        """
+        self.tokens, self.n_logits, self.poll, self.before, self.at = tokens, n_logits, poll, before, 0
+        self.short, self.refused = None, False
+        self.ready, self.stopped, self.rows, self.error = False, False, None, None
+        self.seconds, self.alone = 0.0, True
+
+    def settle(self, rows: Rows | None, error: BaseException | None = None) -> None:
+        """Give the answer."""
+        self.rows, self.error = rows, error
+        self.poll, self.before = _never, tuple  # which refer to the owner, as the owner does to the seat
+        self.ready = True
+
+    def wants_to_stop(self) -> bool:
+        """Whether its owner is no longer interested."""
+        self.stopped = self.stopped or self.poll()
+        return self.stopped
+
+    @property
+    def busy(self) -> bool:
+        """Whether a forward pass is using the session now."""
+        return self.under_way is not None and not self.under_way.over
+
+
+class _Pass:
+    """Whether a forward pass is over: set in one step, so that nothing can come between and leave it half done."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+
+class _Call:
+    """A thread in `wait`."""
+
+    def __init__(self, items: Collection[Waitable]) -> None:
+        self.items = items
+        self.thread = threading.get_ident()
+        self.bell: SimpleQueue[None] = SimpleQueue()
+        self.lingers = False
+        self.began = self.sign_of_life = time.monotonic()
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether one of the items is ready."""
+        return any(item.ready for item in tuple(self.items))  # which others may change meanwhile
+
+
+class Scheduler:
+    """Runs the forward passes of one model.
+
+    Bounded: a pass has at most MOST_SEQUENCES sequences and about CHUNK tokens; whoever is not in it waits in turn, in
+    the thread that asked. `make_room` is called where memory for keys and values is not to be had, and says whether it
+    freed any. If not, the sequence waits until others have ended. Where nobody can go on, the youngest gives its memory
+    up, and reads its text again later; where the oldest cannot go on even so, it is told.
+
+    Nothing here is locked: every change of the shared dictionaries is a single operation, and a signal handler may come
+    in between any two lines, generate text by itself, and find everything in order.
+    """
+
+    def __init__(self, model: NativeModel, make_room: Callable[[], bool]) -> None:
+        self._model = model
+        self._make_room = make_room
+        self._start_afresh()
+        _all.add(self)
+
+    def _start_afresh(self) -> None:
+        self._waiting: dict[Seat, None] = {}  # in the order of their turns
+        self._calls: dict[_Call, None] = {}
+        self._leading: dict[str, _Call] = {}  # at most one, put there by setdefault: the first wins
+        self._away: dict[Seat, None] = {}  # of the last passes, quick to come back, not back yet
+        self._patience = 0.0
+        self._progress = 0.0  # when the last pass ended
+
+    # ---- for sequences -----------------------------------------------------------------------------------------------
+
+    def add(self, seat: Seat) -> None:
+        """Put a seat that has asked for something among those that wait."""
+        if seat.left:
+            seat.quick = time.monotonic() - seat.left < self._patience
+        self._waiting[seat] = None
+        if self._away.pop(seat, self) is None:
+            leader = self._leading.get("")
+            if leader is not None and leader.lingers:
+                leader.bell.put(None)
+
+    def wait(self, items: Collection[Waitable]) -> None:
+        """Return once one of `items` is ready; run passes meanwhile, for all that wait, unless another thread does.
+
+        Others may add to `items` meanwhile. What is raised comes from this thread, Ctrl-C above all.
+        """
+        call = _Call(items)
+        if self._leads(call.thread):  # a signal handler, in the midst of a pass that cannot go on before it returns
+            self._run_alone(items)
+            return
+        try:
+            self._calls[call] = None
+            while not call.satisfied:
+                if self._leading.setdefault("", call) is call:
+                    self._lead(call)
+                else:
+                    self._follow(call)
+        finally:
+            self._calls.pop(call, None)
+            if self._leading.get("") is call:
+                self._leading.clear()
+                self._hand_over()
+
+    def withdraw(self, seat: Seat) -> None:
+        """Take a seat out, whatever it has asked for. Returns once no pass uses its session."""
+        seat.stopped, seat.poll, seat.before = True, _never, tuple
+        self._waiting.pop(seat, None)
+        self._away.pop(seat, None)
+        interrupt: BaseException | None = None
+        while seat.busy:  # for a layer or so; its session must not be touched before, not even after Ctrl-C
+            try:
+                time.sleep(0.001)
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    # ---- leading and following ---------------------------------------------------------------------------------------
+
+    def _leads(self, thread: int) -> bool:
+        leader = self._leading.get("")
+        return leader is not None and leader.thread == thread
+
+    def _lead(self, call: _Call) -> None:
+        call.sign_of_life = time.monotonic()
+        if self._away:
+            self._linger(call)
+        shares = self._next_shares()
+        if shares:
+            self._wake_satisfied(call)  # those who were dismissed
+            self._run(shares, call)
+        elif not call.satisfied:
+            self._relieve(call)
+        self._wake_satisfied(call)
+
+    def _follow(self, call: _Call) -> None:
+        self._rest(call)
+        leader = self._leading.get("")
+        if leader is not None and time.monotonic() - leader.sign_of_life > SILENCE:
+            self._leading.pop("", None)
+
+    def _rest(self, call: _Call, seconds: float = NAP) -> None:
+        with suppress(Empty):  # then it is time to look around
+            call.bell.get(timeout=seconds)
+
+    def _wake_satisfied(self, leader: _Call) -> None:
+        if len(self._calls) > 1:
+            for call in tuple(self._calls):
+                if call is not leader and call.satisfied:
+                    call.bell.put(None)
+
+    def _hand_over(self) -> None:
+        """Wake one that still waits, to lead."""
+        for call in tuple(self._calls):
+            if not call.satisfied:
+                call.bell.put(None)
+                return
+
+    def _linger(self, call: _Call) -> None:
+        """Wait a little for those that were in the last pass and are known to come back soon."""
+        call.lingers = True
+        while self._away:
+            first = next(iter(tuple(self._away)), None)
+            left = first.left + self._patience - time.monotonic() if first else 0.0
+            if left > 0:
+                self._rest(call, left)
+            else:
+                self._away.clear()
+        call.lingers = False
+
+    # ---- passes ------------------------------------------------------------------------------------------------------
+
+    def _next_shares(self) -> Shares:
+        """Who is in the next pass, and with how many tokens: what is short as a whole, the rest of the room for a chunk
+        of each long prompt, in turns.
+        """
+        waiting = [seat for seat in tuple(self._waiting) if not self._dismissed(seat) and self._can_go_on(seat)]
+        if len(waiting) == 1:  # as mostly: the rest would come to the same
+            return [(waiting[0], _piece(len(waiting[0].tokens) - waiting[0].at, CHUNK, waiting[0].n_logits))]
+        shares: Shares = []
+        room = CHUNK
+        for seat in waiting:
+            left = len(seat.tokens) - seat.at
+            if left <= min(SHORT, room) and len(shares) < MOST_SEQUENCES:
+                shares.append((seat, left))
+                room -= left
+        long = [seat for seat in waiting if len(seat.tokens) - seat.at > SHORT][: MOST_SEQUENCES - len(shares)]
+        room = min(room, CHUNK_IN_COMPANY) if shares else room
+        each = max(room // len(long), SHORT) if long else 0
+        for seat in long[: max(room // each, 1) if long else 0]:
+            shares.append((seat, _piece(len(seat.tokens) - seat.at, each, seat.n_logits)))
+        return shares
+
+    def _can_go_on(self, seat: Seat) -> bool:
+        if seat.short is not None and self._model.kv_pages < seat.short:
+            seat.short = None  # some were given back
+        return seat.short is None and not seat.busy
+
+    def _dismissed(self, seat: Seat) -> bool:
+        if not seat.wants_to_stop():
+            return False
+        self._waiting.pop(seat, None)
+        seat.settle(None)
+        return True
+
+    def _run(self, shares: Shares, call: _Call) -> None:
+        """One forward pass. Where it fails, each sequence is tried alone, so that only the cause is told."""
+        now, started = _Pass(), time.monotonic()
+        for seat, _ in shares:
+            seat.under_way = now
+
+        def stop() -> bool:
+            call.sign_of_life = time.monotonic()
+            return any(seat.wants_to_stop() for seat, _ in shares)
+
+        try:
+            results = self._model.eval([_part(seat, n) for seat, n in shares], stop)
+        except Interrupted:
+            return  # those that asked for it are dismissed before the next pass
+        except Exception as error:
+            now.over = True
+            self._recover(shares, error, call)
+            return
+        finally:
+            now.over = True
+        self._progress = time.monotonic()
+        self._patience = min(PATIENCE * (self._progress - started), LONGEST_PATIENCE)
+        for (seat, n), rows in zip(shares, results, strict=True):
+            self._advance(seat, n, rows, started, len(shares) == 1)
+
+    def _advance(self, seat: Seat, n: int, rows: Rows, started: float, alone: bool) -> None:
+        seat.left = time.monotonic()
+        seat.seconds += seat.left - started
+        seat.alone = seat.alone and alone
+        seat.at += n
+        self._waiting.pop(seat, None)
+        if seat.at < len(seat.tokens):
+            self._waiting[seat] = None  # behind the others
+        else:
+            seat.settle(rows)
+            if seat.quick:
+                self._away[seat] = None
+
+    def _recover(self, shares: Shares, error: Exception, call: _Call) -> None:
+        short = isinstance(error, OutOfMemoryError)
+        if short and self._make_room():
+            return  # and it is tried again
+        if len(shares) > 1:
+            for share in shares:
+                self._run([share], call)
+            return
+        ((seat, _),) = shares
+        if short and not seat.refused:
+            seat.short = self._model.kv_pages
+        else:
+            self._waiting.pop(seat, None)
+            seat.settle(None, error)
+
+    def _relieve(self, call: _Call) -> None:
+        """Nobody can go on: wait for memory that others give back, and then find it among those that wait."""
+        self._rest(call, RELIEF / 10)
+        short = [seat for seat in tuple(self._waiting) if seat.short is not None and not seat.busy]
+        if not short or time.monotonic() - max(self._progress, call.began) < RELIEF:
+            return
+        oldest, *others = sorted(short, key=lambda seat: seat.born)
+        youngest = next((seat for seat in reversed(others) if seat.session.position > 0), None)
+        if youngest is not None:
+            youngest.tokens = [*youngest.before(), *youngest.tokens]
+            youngest.at = 0
+            youngest.session.truncate(0)
+            youngest.session.expect(len(youngest.tokens))
+            youngest.short = self._model.kv_pages
+        else:
+            oldest.short, oldest.refused = None, True  # one last try
+        self._progress = time.monotonic()
+
+    def _run_alone(self, items: Collection[Waitable]) -> None:
+        """The same without the others, which are in the pass that this thread is in the midst of."""
+        call = _Call(items)
+        while not call.satisfied:
+            shares = self._next_shares()
+            if not shares:
+                return
+            self._run(shares, call)
+
+
+def _part(seat: Seat, n: int) -> Part:
+    """The next n tokens of a seat, with the logits if they are the last."""
+    end = seat.at + n
+    return Part(seat.session, seat.tokens[seat.at : end], seat.n_logits if end == len(seat.tokens) else 0)
+
+
+def _piece(left: int, most: int, n_logits: int) -> int:
+    """How many of `left` tokens to take, so that the logits of the last ones are left to one pass."""
+    return left if left <= most else max(min(most, left - n_logits), 0) or left
+
+
+_births = itertools.count()
+
+
+def _never() -> bool:
+    return False
+
+
+_all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for scheduler in _all:
+        waiting = tuple(scheduler._waiting)
+        scheduler._start_afresh()  # the threads that led and waited do not exist here
+        for seat in waiting:
+            seat.settle(None, PyllmError("this was being computed when the process forked: begin again"))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
