@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyllm._core import Interrupted, NativeModel, Part
+from pyllm._core import Interrupted, NativeModel, NativeSession, Part
 from pyllm.errors import ClosedError
 from pyllm.formats.folder import FORMAT, read_json
 from pyllm.scheduler import CHUNK
@@ -35,6 +35,7 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 def embed(
     native: NativeModel,
+    open_session: Callable[[int], NativeSession],
     texts: Sequence[Sequence[int]],
     *,
     pooling: str,
@@ -44,6 +45,7 @@ def embed(
 ) -> npt.NDArray[np.float32]:
     """A vector for each of `texts`, token ids that fit the model: float32 (n, dim).
 
+    `open_session`: a new one for so many positions.
     `whole`: the model sees a text at once, so it cannot be read in chunks. A text's vector does not depend on the
     others. Raises `ClosedError` where `poll` says that the model was closed meanwhile.
     """
@@ -51,7 +53,12 @@ def embed(
     wanted = {"last": 1}.get(pooling)
     try:
         for start, end in _groups(texts):
-            states = _states(native, texts[start:end], wanted, whole, poll)
+            sessions = [open_session(len(ids)) for ids in texts[start:end]]
+            try:
+                states = _states(native, sessions, texts[start:end], wanted, whole, poll)
+            finally:
+                for session in sessions:
+                    session.close()
             for i, rows in enumerate(states, start):
                 out[i] = rows.mean(axis=0, dtype=np.float64) if pooling == "mean" else rows[0]
     except Interrupted:
@@ -75,22 +82,22 @@ def _groups(texts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
 
 
 def _states(
-    native: NativeModel, texts: Sequence[Sequence[int]], wanted: int | None, whole: bool, poll: Callable[[], bool]
+    native: NativeModel,
+    sessions: Sequence[NativeSession],
+    texts: Sequence[Sequence[int]],
+    wanted: int | None,
+    whole: bool,
+    poll: Callable[[], bool],
 ) -> list[States]:
     """What the head would read after each token of each text, or after the last `wanted`: (n, dim) each."""
-    sessions = [native.new_session(len(ids)) for ids in texts]
-    try:
-        if len(texts) > 1 or whole or len(texts[0]) <= CHUNK:
-            parts = zip(sessions, texts, strict=True)
-            return native.eval([Part(s, ids, wanted or len(ids), states=True) for s, ids in parts], poll)
-        ids, rows = texts[0], []
-        for at in range(0, len(ids), CHUNK):
-            chunk = ids[at : at + CHUNK]
-            rows.append(sessions[0].eval(chunk, wanted or len(chunk), poll, states=True))
-        return [rows[-1] if wanted else np.concatenate(rows)]
-    finally:
-        for session in sessions:
-            session.close()
+    if len(texts) > 1 or whole or len(texts[0]) <= CHUNK:
+        parts = zip(sessions, texts, strict=True)
+        return native.eval([Part(s, ids, wanted or len(ids), states=True) for s, ids in parts], poll)
+    ids, rows = texts[0], []
+    for at in range(0, len(ids), CHUNK):
+        chunk = ids[at : at + CHUNK]
+        rows.append(sessions[0].eval(chunk, wanted or len(chunk), poll, states=True))
+    return [rows[-1] if wanted else np.concatenate(rows)]
 
 
 # ---- what a model's files say ----------------------------------------------------------------------------------------

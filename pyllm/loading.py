@@ -89,7 +89,7 @@ def _slice(data: Any, count: int, index: int) -> Any:
     return data[index * nbytes : (index + 1) * nbytes]
 
 
-def _rows(array: Any, b: Binding) -> Any:
+def rows_of(array: Any, b: Binding) -> Any:
     """The rows of (of, ...) that a part takes, as a view where they lie in one run, else as a copy."""
     runs = b.part.runs
     if runs is None:
@@ -103,13 +103,13 @@ def _rows(array: Any, b: Binding) -> Any:
 def _gathered(data: Any, b: Binding) -> Bytes:
     """Some rows of a matrix, or some elements of a vector, as they are stored."""
     assert b.part.runs is not None
-    return np.ascontiguousarray(_rows(np.frombuffer(data, np.uint8).reshape(b.part.runs.of, -1), b))
+    return np.ascontiguousarray(rows_of(np.frombuffer(data, np.uint8).reshape(b.part.runs.of, -1), b))
 
 
 def _transposed(data: Any, type_id: int, b: Binding) -> Bytes:
     """Floats stored as (cols, of) in the order that they are used in."""
     words = np.frombuffer(data, np.dtype(f"<u{WEIGHT_TYPES[type_id].block_bytes}")).reshape(b.cols, -1)
-    return np.ascontiguousarray(_rows(words.T, b)).view(np.uint8)
+    return np.ascontiguousarray(rows_of(words.T, b)).view(np.uint8)
 
 
 def _microscaled(blocks: Any, scales: Any, b: Binding) -> Bytes:
@@ -119,8 +119,8 @@ def _microscaled(blocks: Any, scales: Any, b: Binding) -> Bytes:
     """
     count, runs = b.tensor.shape[0], b.part.runs
     shape = (runs.of if runs else b.rows, b.cols // 32)
-    codes = _rows(np.frombuffer(_slice(blocks, count, b.expert), np.uint8).reshape(*shape, 16), b)
-    exponents = _rows(np.frombuffer(_slice(scales, count, b.expert), np.uint8).reshape(shape), b)
+    codes = rows_of(np.frombuffer(_slice(blocks, count, b.expert), np.uint8).reshape(*shape, 16), b)
+    exponents = rows_of(np.frombuffer(_slice(scales, count, b.expert), np.uint8).reshape(shape), b)
     out = np.empty((*exponents.shape, 17), np.uint8)
     out[..., 0] = exponents
     values = np.stack((codes & 15, codes >> 4), axis=-1).reshape(*exponents.shape, 2, 16)

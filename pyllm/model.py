@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllm import _core, architectures, formats
+from pyllm.adapters import Adapter, open_adapter, pairs_of
 from pyllm.batching import Batch
 from pyllm.conversation import encode_conversation
 from pyllm.embedding import POOLINGS, embed, pooling_of
@@ -34,14 +35,21 @@ from pyllm.tokenizers.folder import generation_defaults
 from pyllm.tokenizers.loading import load_folder
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import numpy.typing as npt
 
+    from pyllm.adapters import Adapters
     from pyllm.architectures import Binding
     from pyllm.config import ModelConfig
     from pyllm.formats.checkpoint import Checkpoint, TensorSpec
     from pyllm.generation import Generation
     from pyllm.grammar import Grammar
     from pyllm.hooks import LogitsProcessor
+
+    AnyPath: TypeAlias = str | os.PathLike[str]
+    #: Files of adapters, each alone or with a scale.
+    AdapterPaths: TypeAlias = AnyPath | Sequence[AnyPath | tuple[AnyPath, float]]
 
 __all__ = ["Model", "Score", "Session", "load"]
 
@@ -74,6 +82,7 @@ def load(
     draft: str | os.PathLike[str] | Model | None = None,
     prefix_cache: int | None = PREFIX_CACHE,
     kv_memory: int | None = None,
+    adapters: AdapterPaths = (),
     progress: Progress | bool | None = None,
 ) -> Model:
     """Load a model.
@@ -95,6 +104,8 @@ def load(
     read again; what was not used for longest goes first. 0 or None: none stay. Answers are the same to the bit.
     `kv_memory`: bytes that keys and values may take in all, those of the prefix cache too, which make room for others.
     What does not fit raises `OutOfMemoryError`. None: as many as memory has.
+    `adapters`: low-rank adapters (LoRA) that all sessions are evaluated with: paths, each alone or with a scale, for
+    `Model.adapter`.
     `progress`: a callable (done, total) in bytes, or True for a bar on a terminal.
 
     Raises `ModelFormatError` for a damaged file, `UnsupportedModelError` for one that pyllm cannot run,
@@ -103,7 +114,7 @@ def load(
     """
     arguments: dict[str, Any] = {"threads": threads, "context_length": context_length, "precision": precision}
     arguments |= {"tokenizer": tokenizer, "dtype": dtype, "speculation": speculation, "draft": draft}
-    arguments |= {"prefix_cache": prefix_cache, "kv_memory": kv_memory}
+    arguments |= {"prefix_cache": prefix_cache, "kv_memory": kv_memory, "adapters": _absolute(adapters)}
     threads = available_threads() if threads is None else _checked_threads(threads)
     _check_choice("precision", precision, PLANES)
     _check_choice("kv_dtype", kv_dtype, (*KV_DTYPES, None))
@@ -163,7 +174,7 @@ class Model:
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
         self._path = checkpoint.path.absolute()
-        self._fingerprint = fingerprint(self._path)
+        self._fingerprint = fingerprint(formats.files_of(self._path))
         self._format = checkpoint.format
         self._notes = dict(checkpoint.notes)
         self._types = _count_types(checkpoint.tensors.values())
@@ -178,6 +189,7 @@ class Model:
         self._pooling = pooling_of(checkpoint)
         self._scheduler = Scheduler(native, self._prefixes.make_room)
         self._draft = _open_draft(arguments["draft"], config)
+        self._adapters = tuple((self.adapter(path), scale) for path, scale in arguments["adapters"])
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
@@ -241,6 +253,11 @@ class Model:
     def default_sampler(self) -> Sampler:
         """What `sampler=None` means: the file's own generation defaults, else those of `Sampler`."""
         return self._default_sampler
+
+    @property
+    def adapters(self) -> tuple[tuple[Adapter, float], ...]:
+        """The adapters, with their scales, that the model was loaded with."""
+        return self._adapters
 
     @property
     def identity(self) -> dict[str, str]:
@@ -457,6 +474,7 @@ class Model:
         lists = [self._encode_to_embed(text) for text in ([texts] if isinstance(texts, str) else texts)]
         return embed(
             self._native,
+            lambda length: self._open_native(length, self._adapters),
             lists,
             pooling=pooling or usual,
             normalize=normalize,
@@ -466,15 +484,36 @@ class Model:
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
-    def session(self, context_length: int | None = None) -> Session:
-        """A new, empty `Session` for at most `context_length` tokens."""
+    def session(self, context_length: int | None = None, *, adapters: Adapters | None = None) -> Session:
+        """A new, empty `Session` for at most `context_length` tokens.
+
+        `adapters`: one that `adapter()` opened, or several, each alone or with a scale, which are added in this order;
+        () is none, and None means those that the model was loaded with.
+        """
         self.check_open()
         length = self._session_length(context_length)
-        return Session(self, self._native.new_session(length), length)
+        pairs = self._adapters if adapters is None else pairs_of(adapters)
+        return Session(self, self._open_native(length, pairs), length, adapters=pairs)
 
-    def restore(self, path: str | os.PathLike[str]) -> Session:
-        """The session that `Session.save` wrote with this model, loaded with the same precision and KV type."""
-        return restore_session(self, path)
+    def restore(self, path: str | os.PathLike[str], *, adapters: Adapters | None = None) -> Session:
+        """The session that `Session.save` wrote with this model, loaded with the same precision and KV type, and with
+        the same `adapters`, as `session` takes them.
+        """
+        return restore_session(self, path, adapters)
+
+    def adapter(self, path: str | os.PathLike[str]) -> Adapter:
+        """Open a low-rank adapter (LoRA) for this model: a folder of the `peft` library, or a GGUF file.
+
+        Raises `ModelFormatError` for a damaged one, or one of another model, and `UnsupportedModelError` for what is no
+        plain LoRA, or changes something else than the model's matrices.
+        """
+        self.check_open()
+        self._check_unchanged()
+        base = formats.open_checkpoint(self._path)
+        try:
+            return open_adapter(path, self._native, base, self._config, fingerprint)
+        finally:
+            base.close()
 
     # ---- files and lifetime ------------------------------------------------------------------------------------------
 
@@ -575,6 +614,12 @@ class Model:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
+    def _open_native(self, length: int, adapters: Sequence[tuple[Adapter, float]]) -> _core.NativeSession:
+        session = self._native.new_session(length)
+        if adapters:
+            session.adapt([(adapter.native, scale) for adapter, scale in adapters])
+        return session
+
     def _encode_to_embed(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):
             tokenizer = self.need_tokenizer()
@@ -628,7 +673,7 @@ class Model:
         return read
 
     def _check_unchanged(self) -> None:
-        if fingerprint(self._path) != self._fingerprint:
+        if fingerprint(formats.files_of(self._path)) != self._fingerprint:
             raise PyllmError(f"{self._path} is not the file that was loaded: it has changed since")
 
 
@@ -666,6 +711,13 @@ def _check_choice(name: str, value: object, choices: Collection[object]) -> None
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
+def _absolute(adapters: AdapterPaths) -> list[tuple[str, float]]:
+    """Adapters as (path, scale), so that a pickled model finds them again."""
+    given = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters
+    pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in given]
+    return [(os.path.abspath(path), scale) for path, scale in pairs]
+
+
 def _check_bytes(name: str, value: int | None) -> None:
     if value is not None and operator.index(value) < 0:
         raise ValueError(f"{name} must be a number of bytes of at least 0, or None, not {value}")
@@ -685,8 +737,8 @@ def _choose_tokenizer(
     given: str | os.PathLike[str] | Tokenizer | None, checkpoint: Checkpoint, config: ModelConfig
 ) -> Tokenizer | None:
     if given is None and checkpoint.format == FOLDER_FORMAT:
-        tokenizer = load_folder(checkpoint.path)
-    elif given is None:
+        return load_folder(checkpoint.path)  # which may have tokens that the model was never given rows for
+    if given is None:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
     elif isinstance(given, Tokenizer):
         tokenizer = given
@@ -733,10 +785,10 @@ def _count_types(tensors: Iterable[TensorSpec]) -> dict[str, int]:
 # ---- pickling --------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(files: Iterable[Path]) -> str:
     """SHA-256 over each file's size and 64 pieces spread evenly over it: cheap, and another for any other model."""
     digest = hashlib.sha256()
-    for part in formats.files_of(path):
+    for part in files:
         size = part.stat().st_size
         digest.update(str(size).encode())
         with open(part, "rb") as file:
@@ -748,6 +800,6 @@ def fingerprint(path: Path) -> str:
 
 def _reopen(path: str, expected: str, arguments: dict[str, Any]) -> Model:
     """What a pickled model becomes elsewhere."""
-    if fingerprint(Path(path)) != expected:
+    if fingerprint(formats.files_of(Path(path))) != expected:
         raise PyllmError(f"{path} is not the file of the pickled model: it has changed since")
     return load(path, **arguments)

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from pyllm._core import Interrupted, NativeSession, log_probability
+from pyllm.adapters import pairs_of
 from pyllm.conversation import encode_conversation, shared_prefix
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.formats.export import replacing
@@ -30,6 +31,7 @@ from pyllm.scheduler import CHUNK, Scheduler, Seat
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from pyllm.adapters import Adapter, Adapters
     from pyllm.conversation import Reader
     from pyllm.generation import Draw, Logits
     from pyllm.grammar import Grammar
@@ -84,13 +86,22 @@ class Session:
     (Ctrl-C), the session is as it was before the call.
     """
 
-    def __init__(self, model: Model, native: NativeSession, context_length: int, tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        native: NativeSession,
+        context_length: int,
+        tokens: Sequence[int] = (),
+        adapters: Sequence[tuple[Adapter, float]] = (),
+    ) -> None:
         self._model = model
+        self._adapters = tuple(adapters)
         self._native = native
         self._context_length = context_length
         self._tokens = list(tokens)  # those past the native position were drawn, and are evaluated by the next call
         self._seat = Seat(native)
         self._asked = _Asked()
+        self._in_question = False  # between `ask` and `answer`
         self._guess = Guess()  # what was evaluated beyond `tokens`
         self._length = 0  # of the text that the last evaluation was for
         self._lock = threading.Lock()
@@ -108,6 +119,16 @@ class Session:
     def position(self) -> int:
         """The number of tokens taken in so far."""
         return len(self._tokens)
+
+    @property
+    def adapters(self) -> tuple[tuple[Adapter, float], ...]:
+        """The adapters it is evaluated with, and their scales."""
+        return self._adapters
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a saved session to be of use: the model's, and the adapters."""
+        return _identity(self._model, self._adapters)
 
     @property
     def context_length(self) -> int:
@@ -186,7 +207,7 @@ class Session:
     def fork(self) -> Session:
         """A second session that stands where this one does. Memory is shared until one of them changes it."""
         with self._entered():
-            return Session(self._model, self._native.fork(), self._context_length, self._tokens)
+            return Session(self._model, self._native.fork(), self._context_length, self._tokens, self._adapters)
 
     def generate(
         self,
@@ -254,7 +275,7 @@ class Session:
         with self._entered():
             self._expect(len(self._tokens))  # what a restored session will take its keys and values for
             header = {
-                "model": self._model.identity,
+                "model": self.identity,
                 "context_length": self._context_length,
                 "tokens": len(self._tokens),
                 "evaluated": self._native.position,
@@ -286,6 +307,7 @@ class Session:
         self._enter()
         try:
             self._begin(tokens, lambda: self._closing or self._model.closed or poll(), guess)
+            self._in_question = True
         except BaseException:
             self._leave()
             raise
@@ -300,6 +322,15 @@ class Session:
         try:
             return self._finish()
         finally:
+            self._in_question = False
+            self._leave()
+
+    def abandon(self) -> None:
+        """Take back an `ask` that was not answered, if there is one."""
+        self._model.scheduler.withdraw(self._seat)
+        if self._in_question:
+            self._in_question = False
+            self._go_back(self._asked)
             self._leave()
 
     def share(self, prefixes: Prefixes) -> None:
@@ -570,7 +601,7 @@ class Steps:
     def release(self) -> None:
         """Leave the session alone."""
         if self._session is not None:
-            self.pool.withdraw(self._session.seat)
+            self._session.abandon()
 
 
 class OwnSteps(Steps):
@@ -617,7 +648,7 @@ def open_session(model: Model, tokens: Sequence[int], context_length: int, prefi
     found = prefixes.find(tokens[:-1], context_length, len(tokens))
     if found is None:
         return model.session(context_length)
-    return Session(model, found.session, context_length, tokens[: found.n])
+    return Session(model, found.session, context_length, tokens[: found.n], model.adapters)
 
 
 def begin_generation(
@@ -667,13 +698,19 @@ def _write_file(path: Path, *parts: bytes) -> None:
         file.writelines(parts)
 
 
-def restore_session(model: Model, path: str | os.PathLike[str]) -> Session:
+def _identity(model: Model, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Any]:
+    facts = [[adapter.fingerprint, scale] for adapter, scale in adapters]
+    return model.identity | ({"adapters": facts} if facts else {})
+
+
+def restore_session(model: Model, path: str | os.PathLike[str], adapters: Adapters | None) -> Session:
     """The session that `Session.save` wrote. Raises `ModelFormatError` where the file is damaged or another model's."""
     with open(path, "rb") as file:
         header, tokens, state = _read_file(file)
-    if header["model"] != model.identity:
-        raise ModelFormatError(f"{path}: the session belongs to {header['model']}, not to {model.identity}")
-    session = model.session(header["context_length"])
+    identity = _identity(model, model.adapters if adapters is None else pairs_of(adapters))
+    if header["model"] != identity:
+        raise ModelFormatError(f"{path}: the session belongs to {header['model']}, not to {identity}")
+    session = model.session(header["context_length"], adapters=adapters)
     try:
         session.load(model.check_tokens(tokens), state, header["evaluated"])
     except ValueError as error:

@@ -97,7 +97,7 @@ CASES: dict[str, tuple[ModelConfig, str]] = {
     "no rotation": (config(layers=(LayerConfig(rope="none"), LayerConfig())), NORMS),
     "rope scale": (config(rope_scale=1.3, rope_dims=8), f"{NORMS} rope_factors"),
     "long rope": (config(rope_original=100), f"{NORMS} rope_factors"),
-    "windows": (windows(40, 0, 1, 256, 257, 300), NORMS),
+    "windows": (windows(40, 0, 1, 256, 257, 300, rope_scale=1.2), NORMS),
     "windows and sinks": (windows(7, 0, 100, attention_softcap=3.0), f"{NORMS} sinks"),
     "odd heads": (config(head_dim=20, rope_dims=10, n_heads=3, n_kv_heads=3, qk_norm="head"), f"{NORMS} bq bk bv"),
     "wide heads": (config(head_dim=80, rope_dims=32, n_heads=2, n_kv_heads=1, qk_norm="each"), NORMS),

@@ -9,10 +9,10 @@ import stat
 from pathlib import Path
 
 from pyllm.errors import ModelFormatError, OutOfMemoryError
-from pyllm.formats import folder, foreign, gguf, llama2c, split
+from pyllm.formats import adapter, folder, foreign, gguf, llama2c, split
 from pyllm.formats.checkpoint import Buffer, Checkpoint, TensorSpec
 
-__all__ = ["Checkpoint", "TensorSpec", "files_of", "open_checkpoint", "parse"]
+__all__ = ["Checkpoint", "TensorSpec", "files_of", "open_adapter", "open_checkpoint", "parse"]
 
 
 def files_of(path: Path) -> list[Path]:
@@ -41,6 +41,22 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except BaseException:
         for part in parts:
             part.close()
+        raise
+
+
+def open_adapter(path: str | os.PathLike[str]) -> Checkpoint:
+    """Maps a low-rank adapter: a folder of the `peft` library, or a GGUF file. Raises as `open_checkpoint` does."""
+    place = Path(path)
+    if not adapter.is_peft(place):
+        return _open_one(place)
+    weights = place / adapter.PEFT_WEIGHTS
+    if not weights.is_file():
+        raise ModelFormatError(f"{place}: {adapter.PEFT_CONFIG} is there, but no {adapter.PEFT_WEIGHTS}")
+    config, buffer = folder.read_json(place / adapter.PEFT_CONFIG), _map(weights)
+    try:
+        return folder.assemble(place, config, [(weights, buffer)], {})
+    except BaseException:
+        buffer.close()
         raise
 
 
