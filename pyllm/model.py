@@ -329,6 +329,8 @@ class Model:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
         max_tokens: int | None = 256,
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
@@ -344,11 +346,15 @@ class Model:
 
         Text of a message is always text: it cannot become a control token. Options as for `generate`. `tools`: what the
         model may ask to have called: functions (see `tools.describe`), or descriptions of them as JSON Schema. The
-        calls are in the reply's `tool_calls`; `tools.run` makes them and goes on. Raises `TokenizerError` where the
-        model has no chat template, or one that takes no tools.
+        calls are in the reply's `tool_calls`; `tools.run` makes them and goes on. `documents`: texts to answer from,
+        for templates that take them. `template_options`: what else the template knows, such as
+        `{"enable_thinking": False}`; names it does not know do nothing. Raises `TokenizerError` where the model has no
+        chat template, or one that takes no tools.
         """
         self.check_open()
-        ids, reader = encode_conversation(self.need_tokenizer(), messages, tools)
+        ids, reader = encode_conversation(
+            self.need_tokenizer(), messages, tools, documents=documents, template_options=template_options
+        )
         options = Options(
             max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
         )
