@@ -242,6 +242,18 @@ def test_rope_as_transformers_4_writes_it(tmp_path: Path) -> None:
         assert logits_of(edit_config(path, **old)).tobytes() == before.tobytes(), name
 
 
+def test_the_length_of_a_text_decides_between_factors(tmp_path: Path) -> None:
+    """LongRoPE's short factors hold up to the original length, to the token."""
+    path, tokens = folder_of("phi3-long", tmp_path), TABLE["tokens"]
+    rope = MODELS["phi3-long"]["config"]["rope_parameters"]
+    with pyllm.load(path, threads=1) as model:
+        within, beyond = model.logits(tokens[:16]), model.logits(tokens[:17])
+    edit_config(path, rope_parameters=rope | {"long_factor": rope["short_factor"]})
+    with pyllm.load(path, threads=1) as model:
+        assert within.tobytes() == model.logits(tokens[:16]).tobytes()
+        assert np.abs(beyond - model.logits(tokens[:17])).max() > TOLERANCES["f16"]
+
+
 #: Fields of published configs that the library's own classes do not write.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llama": {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
