@@ -167,7 +167,7 @@ def test_an_engine_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
 
 def test_compare(compare: ModuleType, tiny: str, tmp_path: Path, hasty: None, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "record.json"
-    tests = ("prefill", "decode", "depth", "text", "cold", "memory", "fidelity")
+    tests = ("prefill", "decode", "depth", "batch", "text", "cold", "memory", "fidelity")
     arguments = [tiny, "--engine", "pyllm:high", "--peer", "pyllm:fast", "--peer", "openvino:int8", "--json", str(out)]
     arguments += ["--threads", "1", "--rounds", "1", "--prompt", "8", "--generate", "4", "--depth", "8"]
     for test in tests:
@@ -175,7 +175,7 @@ def test_compare(compare: ModuleType, tiny: str, tmp_path: Path, hasty: None, ca
     compare.main(arguments)
     record = json.loads(out.read_text())
     found = [(row["test"], row["engine"]) for row in record["results"]]
-    names = ("prefill 8", "decode 4", "decode 4 at 8", "text 4", "cold start")
+    names = ("prefill 8", "decode 4", "decode 4 at 8", "batch 8 × 4", "text 4", "cold start")
     assert found == [(test, engine) for test in names for engine in ("pyllm:high", "pyllm:fast")]
     assert len(record["samples"]) == 4 * len(names)
     assert all(0 < row["low"] <= row["median"] <= row["high"] for row in record["results"])
