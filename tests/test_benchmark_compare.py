@@ -189,6 +189,15 @@ def test_compare(compare: ModuleType, tiny: str, tmp_path: Path, hasty: None, ca
     assert f"openvino:int8, opening: {failure['reason']}" in shown
 
 
+def test_the_table_names_the_peer_that_is_hardest_to_beat(compare: ModuleType) -> None:
+    def found(median: float, stands: bool = True) -> dict[str, float | bool]:
+        return {"median": median, "low": 1.0, "high": 3.0, "pairs": 4, "stands": stands}
+
+    assert compare.against_best({"a": found(2.0), "b": found(1.5)}) == "1.50 (1.00 to 3.00) b"
+    assert compare.against_best({"a": found(1.25, stands=False), "b": found(1.5)}) == "[1.25 (1.00 to 3.00)] a"
+    assert compare.against_best({}) == ""
+
+
 def test_compare_leaves_out_what_is_too_long_for_the_model(compare: ModuleType, tiny: str) -> None:
     plan = compare.plan_of(compare.parse([tiny]))
     room = plan.setup(1).context_length
