@@ -431,6 +431,10 @@ class NativeSession:
         check(lib.pl_session_kv_read(self.pointer, layer, _floats(keys), _floats(values), err), err)
         return keys, values
 
+    def rows(self, n: int) -> np.ndarray:
+        """What the last pass gave: the logits of the last n tokens, float32 (n, vocab), read-only."""
+        return self._rows[:n]
+
     @property
     def position(self) -> int:
         """Tokens evaluated so far."""

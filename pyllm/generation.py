@@ -338,8 +338,13 @@ class Generation:
         """One token further; None at the end."""
         if self._batch is not None:
             return self._batch.step(self)
-        self.begin()
-        return self.complete()
+        try:
+            self.begin()
+            return self.complete()
+        except BaseException:
+            if self._begun:  # Ctrl-C between the two
+                self._abort()
+            raise
 
     # A step has two halves, so that one thread can take it for several generations at once.
 

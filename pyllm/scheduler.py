@@ -74,6 +74,7 @@ class Seat:
         self.born = next(_births)
         self.short: int | None = None  # where memory is lacking: the pages there were then
         self.refused = False  # it was lacking when nobody else made progress either
+        self.start = 0  # where the session stood
         self.at = 0  # tokens evaluated of those asked for
         self.ready = True
         self.stopped = False
@@ -91,7 +92,7 @@ class Seat:
         `before`: the tokens that the session holds already, in case that it has to give its memory up meanwhile.
         """
         self.tokens, self.n_logits, self.poll, self.before, self.at = tokens, n_logits, poll, before, 0
-        self.short, self.refused = None, False
+        self.start, self.short, self.refused = self.session.position, None, False
         self.ready, self.stopped, self.rows, self.error = False, False, None, None
         self.seconds, self.alone = 0.0, True
 
@@ -183,6 +184,9 @@ class Scheduler:
             self._run_alone(items)
             return
         try:
+            for other in tuple(self._calls):
+                if other.thread == call.thread:  # Ctrl-C ended it before it could say so
+                    self._calls.pop(other, None)
             self._calls[call] = None
             while not call.satisfied:
                 if self._leading.setdefault("", call) is call:
@@ -206,6 +210,8 @@ class Scheduler:
                 time.sleep(0.001)
             except BaseException as error:
                 interrupt = error
+        if not seat.ready:
+            seat.settle(None)
         if interrupt is not None:
             raise interrupt
 
@@ -268,7 +274,7 @@ class Scheduler:
         """Who is in the next pass, and with how many tokens: what is short as a whole, the rest of the room for a chunk
         of each long prompt, in turns.
         """
-        waiting = [seat for seat in tuple(self._waiting) if not self._dismissed(seat) and self._can_go_on(seat)]
+        waiting = [seat for seat in tuple(self._waiting) if self._can_go_on(seat)]
         if len(waiting) == 1:  # as mostly: the rest would come to the same
             return [(waiting[0], _piece(len(waiting[0].tokens) - waiting[0].at, CHUNK, waiting[0].n_logits))]
         shares: Shares = []
@@ -286,9 +292,11 @@ class Scheduler:
         return shares
 
     def _can_go_on(self, seat: Seat) -> bool:
+        if seat.busy or self._dismissed(seat) or self._booked(seat):
+            return False
         if seat.short is not None and self._model.kv_pages < seat.short:
             seat.short = None  # some were given back
-        return seat.short is None and not seat.busy
+        return seat.short is None
 
     def _dismissed(self, seat: Seat) -> bool:
         if not seat.wants_to_stop():
@@ -300,15 +308,15 @@ class Scheduler:
     def _run(self, shares: Shares, call: _Call) -> None:
         """One forward pass. Where it fails, each sequence is tried alone, so that only the cause is told."""
         now, started = _Pass(), time.monotonic()
-        for seat, _ in shares:
-            seat.under_way = now
 
         def stop() -> bool:
             call.sign_of_life = time.monotonic()
             return any(seat.wants_to_stop() for seat, _ in shares)
 
         try:
-            results = self._model.eval([_part(seat, n) for seat, n in shares], stop)
+            for seat, _ in shares:
+                seat.under_way = now
+            self._model.eval([_part(seat, n) for seat, n in shares], stop)
         except Interrupted:
             return  # those that asked for it are dismissed before the next pass
         except Exception as error:
@@ -319,21 +327,28 @@ class Scheduler:
             now.over = True
         self._progress = time.monotonic()
         self._patience = min(PATIENCE * (self._progress - started), LONGEST_PATIENCE)
-        for (seat, n), rows in zip(shares, results, strict=True):
-            self._advance(seat, n, rows, started, len(shares) == 1)
+        for seat, _ in shares:
+            seat.seconds += self._progress - started
+            seat.alone = seat.alone and len(shares) == 1
+            self._booked(seat)
 
-    def _advance(self, seat: Seat, n: int, rows: Rows, started: float, alone: bool) -> None:
-        seat.left = time.monotonic()
-        seat.seconds += seat.left - started
-        seat.alone = seat.alone and alone
-        seat.at += n
+    def _booked(self, seat: Seat) -> bool:
+        """Take note of what was evaluated; whether that is all. What tells is the session itself: Ctrl-C may have come
+        between a pass of another thread and its notes.
+        """
+        at = seat.session.position - seat.start
+        if at == seat.at:
+            return False
+        seat.at = at
         self._waiting.pop(seat, None)
-        if seat.at < len(seat.tokens):
+        if at < len(seat.tokens):
             self._waiting[seat] = None  # behind the others
-        else:
-            seat.settle(rows)
-            if seat.quick:
-                self._away[seat] = None
+            return False
+        seat.left = self._progress
+        seat.settle(seat.session.rows(seat.n_logits))
+        if seat.quick:
+            self._away[seat] = None
+        return True
 
     def _recover(self, shares: Shares, error: Exception, call: _Call) -> None:
         short = isinstance(error, OutOfMemoryError)
@@ -360,7 +375,7 @@ class Scheduler:
         youngest = next((seat for seat in reversed(others) if seat.session.position > 0), None)
         if youngest is not None:
             youngest.tokens = [*youngest.before(), *youngest.tokens]
-            youngest.at = 0
+            youngest.at = youngest.start = 0
             youngest.session.truncate(0)
             youngest.session.expect(len(youngest.tokens))
             youngest.short = self._model.kv_pages

@@ -101,6 +101,7 @@ class Session:
         self._tokens = list(tokens)  # those past the native position were drawn, and are evaluated by the next call
         self._seat = Seat(native)
         self._asked = _Asked()
+        self._in_question = False  # between `ask` and `answer`
         self._guess = Guess()  # what was evaluated beyond `tokens`
         self._length = 0  # of the text that the last evaluation was for
         self._lock = threading.Lock()
@@ -306,6 +307,7 @@ class Session:
         self._enter()
         try:
             self._begin(tokens, lambda: self._closing or self._model.closed or poll(), guess)
+            self._in_question = True
         except BaseException:
             self._leave()
             raise
@@ -320,6 +322,15 @@ class Session:
         try:
             return self._finish()
         finally:
+            self._in_question = False
+            self._leave()
+
+    def abandon(self) -> None:
+        """Take back an `ask` that was not answered, if there is one."""
+        self._model.scheduler.withdraw(self._seat)
+        if self._in_question:
+            self._in_question = False
+            self._go_back(self._asked)
             self._leave()
 
     def share(self, prefixes: Prefixes) -> None:
@@ -590,7 +601,7 @@ class Steps:
     def release(self) -> None:
         """Leave the session alone."""
         if self._session is not None:
-            self.pool.withdraw(self._session.seat)
+            self._session.abandon()
 
 
 class OwnSteps(Steps):

@@ -10,6 +10,9 @@ import gc
 import os
 import random
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -315,7 +318,7 @@ def test_prompts_are_read_in_turns(slow: pyllm.Model) -> None:
 @pytest.mark.parametrize("who", ["leader", "follower"])
 def test_cancelling_in_a_shared_pass(slow: pyllm.Model, who: str) -> None:
     """Either ends at once, and the other never notices."""
-    long = np.random.default_rng(1).integers(3, 300, 3000).tolist()
+    long = np.random.default_rng(1).integers(3, 300, 8000).tolist()
     other = np.random.default_rng(2).integers(3, 300, 600).tolist()
     expected = slow.generate(other, max_tokens=3, sampler=GREEDY).tokens
     cancelled, stays = slow.generate(long), slow.generate(other, max_tokens=3, sampler=GREEDY)
@@ -330,7 +333,7 @@ def test_cancelling_in_a_shared_pass(slow: pyllm.Model, who: str) -> None:
     started = time.monotonic()
     cancelled.close()
     readers[0].join(20)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 6  # the rest of the prompt takes longer, even alone
     readers[1].join(60)
     assert found == {"cancelled": [], "stays": expected}
     assert slow._native.kv_pages == 0
@@ -357,6 +360,57 @@ def test_ctrl_c_while_another_thread_leads(slow: pyllm.Model) -> None:
     other.close()
     leader.join(20)
     assert slow._native.kv_pages == 0
+
+
+STORM = """
+    import gc, os, random, signal, sys, threading, time
+    import pyllm
+
+    model = pyllm.load(sys.argv[1], threads=1, prefix_cache=0, speculation=False)
+    def run():
+        return model.generate([5, 6, 7], max_tokens=30, sampler=pyllm.Sampler.greedy()).tokens
+    expected, wrong, over, armed = run(), [], False, False
+    def work():
+        while not over:
+            if run() != expected:
+                wrong.append("in a thread")
+    def handler(*_):
+        if armed:
+            raise KeyboardInterrupt
+    def storm():
+        while not over:
+            time.sleep(random.random() * 0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, handler)
+    threads = [threading.Thread(target=work) for _ in range(3)] + [threading.Thread(target=storm)]
+    for thread in threads:
+        thread.start()
+    interrupted, end = 0, time.monotonic() + float(sys.argv[2])
+    while time.monotonic() < end:
+        try:
+            armed = True
+            tokens = run()
+            armed = False
+            if tokens != expected:
+                wrong.append("here")
+        except KeyboardInterrupt:
+            armed = False
+            interrupted += 1
+    over = True
+    for thread in threads:
+        thread.join(20)
+    run()  # whoever was left behind in the scheduler is gone with this pass
+    gc.collect()  # an interrupted step may leave a cycle
+    alive = sum(thread.is_alive() for thread in threads)
+    print(interrupted > 20, wrong, alive, model._native.kv_pages <= 1)  # one may be in a frame that just ended
+"""
+
+
+def test_ctrl_c_at_any_moment(path: Path) -> None:
+    """Hundreds of times, while other threads share the passes: none of them ever sees it, and nothing stays behind."""
+    command = [sys.executable, "-c", textwrap.dedent(STORM), str(path), "60" if SOAK else "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (done.stderr, done.stdout.strip()) == ("", "True [] 0 True")
 
 
 def test_a_failing_pass_tells_only_the_cause(model: pyllm.Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
 from pyllm import Sampler
+from pyllm._core import NativeModel, Part
 from pyllm.prefixes import WORTH_KEEPING, Prefixes
 from pyllm.speculation import Speculation
 
@@ -234,6 +236,36 @@ def test_texts_that_grow_beyond_what_their_rotations_were_made_for(
         whole = plain.score([*ids[:36], *ids[40:44]])
         (score,) = model.score_continuations(ids[:36], [ids[40:44]])
         assert score.logprobs == whole.logprobs[-4:]
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_continuations_of_one_context(path: Path, plain: pyllm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as in a text of its own, to the bit; the context is read once, and never again where it is kept."""
+    evaluate, seen = NativeModel.eval, []
+
+    def eval_and_note(self: NativeModel, parts: Sequence[Part], poll: Any = None) -> Any:
+        seen.extend(len(part.tokens) for part in parts)
+        return evaluate(self, parts, poll)
+
+    endings = [[7], [8, 9], OTHER[:50], [7]]
+    whole = [plain.score([*DOCUMENT, *ending]).logprobs[-len(ending) :] for ending in endings]
+    with pyllm.load(path, threads=1) as model:
+        monkeypatch.setattr(NativeModel, "eval", eval_and_note)
+        scores = model.score_continuations(DOCUMENT, endings)
+        assert sum(seen) == 399 + sum(map(len, endings))
+        assert [score.logprobs for score in scores] == whole
+        assert [score.tokens for score in scores] == [(DOCUMENT[-1], *ending) for ending in endings]
+        seen.clear()
+        assert [score.logprobs for score in model.score_continuations(DOCUMENT, endings[:2])] == whole[:2]
+        assert sum(seen) == 3
+        assert model.score_continuations([5], [[6, 7]])[0].logprobs == plain.score([5, 6, 7]).logprobs
+        assert model.score_continuations(DOCUMENT, []) == []
+        with pytest.raises(ValueError, match="continuation 1 is empty"):
+            model.score_continuations(DOCUMENT, [[1], []])
+        with pytest.raises(pyllm.ContextLengthError):
+            model.score_continuations(DOCUMENT, [[1], [1] * CONTEXT])
 
 
 # ---- the tree --------------------------------------------------------------------------------------------------------
