@@ -215,7 +215,7 @@ def test_compare_ends_where_pyllm_itself_fails(compare: ModuleType, tmp_path: Pa
 def test_company(compare: ModuleType, tiny: str, hasty: None) -> None:
     company = importlib.import_module("company")
     setup, trial = Setup(Path(tiny), 2, 8), comparing.decode(8)
-    rows, failures = company.measure(open_engine, ["pyllm:high", "pyllm:slow"], setup, trial, 1, 0.0)
+    rows, failures = company.measure(open_engine, ["pyllm:high", "pyllm:high@1", "pyllm:slow"], setup, trial, 1, 0.0)
     assert list(failures) == ["pyllm:slow"]
     (row,) = rows
     situations = ("alone", "one_thread", "beside_loop", "one_thread_beside_loop", "two_together")
