@@ -27,6 +27,7 @@ from pyllm.errors import (
 
 if TYPE_CHECKING:
     from pyllm import tools
+    from pyllm.adapters import Adapter
     from pyllm.config import ModelConfig
     from pyllm.generation import Chunk, Generation, Stats
     from pyllm.grammar import Grammar
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Adapter",
     "Chunk",
     "ClosedError",
     "ContextLengthError",
@@ -72,6 +74,7 @@ __all__ = [
 #: Where the names above live. They are imported when first used, because numpy alone takes longer to import than all
 #: of pyllm, and a program that may never run a model should not wait for it.
 _HOMES = {
+    "Adapter": "adapters",
     "Chunk": "generation",
     "Generation": "generation",
     "Grammar": "grammar",

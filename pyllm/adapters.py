@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,11 @@ class Adapter:
 
 
 def open_adapter(
-    path: str | os.PathLike[str], native: _core.NativeModel, base: Checkpoint, config: ModelConfig, fingerprint: str
+    path: str | os.PathLike[str],
+    native: _core.NativeModel,
+    base: Checkpoint,
+    config: ModelConfig,
+    fingerprint: Callable[[Iterable[Path]], str],
 ) -> Adapter:
     """Reads an adapter for the model whose file is open as `base`.
 
@@ -71,7 +75,7 @@ def open_adapter(
             rank, count = max(rank, len(a)), count + len(targets)
     finally:
         opened.close()
-    return Adapter(Path(path).absolute(), result, rank, count, fingerprint)
+    return Adapter(Path(path).absolute(), result, rank, count, fingerprint(files.files_of(Path(path))))
 
 
 def pairs_of(adapters: Adapters | None) -> tuple[tuple[Adapter, float], ...]:

@@ -469,7 +469,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _quantize_options(parser: argparse.ArgumentParser) -> None:
     _words(parser, "IN OUT")
-    parser.add_argument("--type", default="q4_k_m", metavar="TYPE", help="q8_0, q4_k, q4_k_m, f16, llama2c-v2, ...")
+    parser.add_argument("--type", default="q4_k_m", metavar="TYPE", help="q8_0, q4_k_m, f16, copy, llama2c-v2, ...")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to use; by default all this process may use")
     parser.add_argument("-z", "--tokenizer", metavar="FILE", help="tokenizer, where the model's file holds none")
     _json_option(parser)

@@ -20,7 +20,6 @@ from pyllm.batching import Batch
 from pyllm.conversation import encode_conversation
 from pyllm.embedding import POOLINGS, embed, pooling_of
 from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError, UnsupportedModelError
-from pyllm.formats import adapter
 from pyllm.formats.folder import FORMAT as FOLDER_FORMAT
 from pyllm.formats.weight_types import MAKEABLE, type_name
 from pyllm.loading import bind_all, dequantized
@@ -512,8 +511,7 @@ class Model:
         self._check_unchanged()
         base = formats.open_checkpoint(self._path)
         try:
-            files = adapter.files_of(Path(path))
-            return open_adapter(path, self._native, base, self._config, fingerprint(files))
+            return open_adapter(path, self._native, base, self._config, fingerprint)
         finally:
             base.close()
 
@@ -739,8 +737,8 @@ def _choose_tokenizer(
     given: str | os.PathLike[str] | Tokenizer | None, checkpoint: Checkpoint, config: ModelConfig
 ) -> Tokenizer | None:
     if given is None and checkpoint.format == FOLDER_FORMAT:
-        tokenizer = load_folder(checkpoint.path)
-    elif given is None:
+        return load_folder(checkpoint.path)  # which may have tokens that the model was never given rows for
+    if given is None:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
     elif isinstance(given, Tokenizer):
         tokenizer = given

@@ -115,11 +115,11 @@ def frequencies(config: ModelConfig, weights: Weights, rope: str, length: int) -
     return theta
 
 
-def rotate(x: Array, config: ModelConfig, theta: Array) -> Array:
+def rotate(x: Array, config: ModelConfig, theta: Array, scale: float = 1.0) -> Array:
     """Rotary embedding of x (n, heads, head_dim), row i at position i."""
     half = config.rope_dims // 2
     angle = np.outer(np.arange(len(x)), theta)[:, None, :]
-    cosine, sine = np.cos(angle) * config.rope_scale, np.sin(angle) * config.rope_scale
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
     first, second = (slice(0, half), slice(half, 2 * half))
     if config.rope_interleaved:
         first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
@@ -274,7 +274,8 @@ def forward(
         v = block.linear("wv", "bv", h).reshape(n, -1, config.head_dim)
         if of_layer.rope != "none":
             theta = frequencies(config, weights, of_layer.rope, n)
-            q, k = rotate(q, config, theta), rotate(k, config, theta)
+            scale = config.rope_scale if of_layer.rope == "main" else 1.0
+            q, k = rotate(q, config, theta, scale), rotate(k, config, theta, scale)
         if kv_half:
             k, v = k.astype(np.float16).astype(np.float64), v.astype(np.float16).astype(np.float64)
         trace.keys.append(k)

@@ -188,6 +188,11 @@ def test_a_tensor_without_use_is_named(name: str) -> None:
         bound(checkpoint_of(tensors=tensors))
 
 
+def test_mistral_under_llamas_name_has_windows() -> None:
+    config = described({"llama.attention.sliding_window": 16})
+    assert [config.layer(i).window for i in range(2)] == [16, 16]
+
+
 def test_optional_tensors_are_in_every_layer_or_in_none() -> None:
     biases = {f"blk.{layer}.attn_q.bias": (tinygguf.F32, (64,), bytes(256)) for layer in range(2)}
     assert ("bq", 1) in bound(checkpoint_of(tensors=tinygguf.llama_tensors(SHAPE) | biases))

@@ -162,6 +162,16 @@ def test_a_vocabulary_goes_along(name: str, tmp_path: Path) -> None:
         assert ours.encode(text) == theirs.encode(text)
 
 
+def test_generation_defaults_go_along(tmp_path: Path) -> None:
+    folder = with_vocabulary(tmp_path / "model", test_json_merges.FILES["smollm"]())
+    chosen = {"do_sample": True, "temperature": 0.5, "top_k": 7, "eos_token_id": [1, 5]}
+    (folder / "generation_config.json").write_text(json.dumps(chosen))
+    pyllm.quantize(folder, tmp_path / "out.gguf", "copy")
+    metadata = open_checkpoint(tmp_path / "out.gguf").metadata
+    assert (metadata["general.sampling.temp"], metadata["general.sampling.top_k"]) == (0.5, 7)
+    assert {1, 5} <= pyllm.Tokenizer.load(tmp_path / "out.gguf").eos_ids
+
+
 @pytest.mark.parametrize("name", UNSAYABLE)
 def test_a_vocabulary_that_would_give_other_ids_is_refused(name: str, tmp_path: Path) -> None:
     folder = with_vocabulary(tmp_path / "model", test_json_merges.FILES[name]())

@@ -242,6 +242,57 @@ def test_rope_as_transformers_4_writes_it(tmp_path: Path) -> None:
         assert logits_of(edit_config(path, **old)).tobytes() == before.tobytes(), name
 
 
+#: Fields of published configs that the library's own classes do not write.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llama": {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
+    "gemma": {"hidden_act": "gelu", "hidden_activation": None},
+    "gemma2": {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"},
+    "phi3": {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "auto_map": {"AutoConfig": "x"}},
+    "smollm3": {"max_window_layers": 28, "use_cache": False},
+    "starcoder2": {"activation_function": "gelu", "attention_softmax_in_fp32": True, "norm_type": "layer_norm"},
+    "cohere": {"model_max_length": 131072},
+    "cohere2": {"position_embedding_type": "rope_gptj", "rotary_pct": 1.0, "use_parallel_block": True},
+    "gpt2": {"n_ctx": 64, "task_specific_params": {"text-generation": {"max_length": 50}}},
+    "gpt_oss": {"initial_context_length": 16, "experts_per_token": 2},
+    "ernie4_5_moe": {"moe_gate": "topk", "moe_capacity": [64, 64], "num_nextn_predict_layers": 1},
+    "falcon-7b": {"apply_residual_connection_post_layernorm": False, "intermediate_size": 7},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_fields_that_change_nothing(name: str, tmp_path: Path) -> None:
+    path = folder_of(name, tmp_path)
+    before = logits_of(path)
+    common = {"_name_or_path": "a/b", "torch_dtype": "bfloat16", "unsloth_version": "2025.1", "attention_dropout": 0.1}
+    assert logits_of(edit_config(path, **common, **PUBLISHED[name])).tobytes() == before.tobytes()
+
+
+def test_a_folder_with_a_tokenizer_speaks(tmp_path: Path) -> None:
+    """Its tokenizer, the ids that end a text, and the defaults of generation."""
+    path = folder_of("qwen2", tmp_path)
+    pieces = [*"abcdefghijklmnopqrstuvwxyz", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"0123456789", "Ġ"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    end = {"id": 63, "content": "<end>", "special": True, "normalized": False}
+    end |= {"single_word": False, "lstrip": False, "rstrip": False}
+    more = end | {"id": 64, "content": "<pad>"}  # a token that the model has no row for
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [end, more], "normalizer": None}
+    tokenizer |= {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}
+    tokenizer |= {"post_processor": None, "decoder": {"type": "ByteLevel"}}
+    tokenizer |= {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [63, 5], "temperature": 0.25}))
+    with pyllm.load(path) as model:
+        assert model.tokenizer is not None
+        assert model.tokenizer.encode("ab c") == [0, 1, 62, 2]
+        assert model.stop_ids == {63, 5}
+        assert model.default_sampler.temperature == 0.25
+        assert model.tokenizer.encode("<pad>", special=True) == [64]
+        with pytest.raises(ValueError, match=r"64.*\[0, 64\)"):
+            model.generate([64], max_tokens=1)
+        generation = model.generate("Hello", max_tokens=8, sampler=pyllm.Sampler.greedy())
+        assert len(generation.text) >= len([token for token in generation.tokens if token < 63]) > 0
+
+
 def test_four_bit_floats_of_gpt_oss(tmp_path: Path) -> None:
     """Blocks and scales in a folder are GGUF's MXFP4 to the bit, and the values that their definition gives."""
     path, rng = folder_of("gpt_oss", tmp_path), np.random.default_rng(0)

@@ -307,6 +307,33 @@ def test_several_at_once_step_by_step(tiny: pyllm.Model) -> None:
     assert [generation.text for generation in together] == alone
 
 
+def test_a_batch(tiny: pyllm.Model) -> None:
+    grammar, prompts = Grammar.json_schema(Animal), [PROMPT, [9], "An animal: ", "b"]
+    together = tiny.generate_batch(prompts, max_tokens=None, grammar=grammar, seed=3)
+    alone = [tiny.generate(prompt, max_tokens=None, grammar=grammar, seed=3) for prompt in prompts]
+    assert [generation.tokens for generation in together] == [generation.tokens for generation in alone]
+    for generation in together:
+        Animal.model_validate_json(generation.text)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_do_not_show(smol: pyllm.Model, temperature: float) -> None:
+    """Copying is where drafts are accepted."""
+    record = '{"name": "Rex", "legs": 4, "kind": "mammal", "tame": true}'
+    question = f"Copy this record three times.\n{record}\n{record}\n{record}\n"
+    grammar = Grammar.json_schema(
+        {"type": "array", "minItems": 3, "items": json.loads(Grammar.json_schema(Animal).source)}
+    )
+    texts = {
+        smol.generate(
+            question, max_tokens=80, grammar=grammar, sampler=Sampler(temperature), seed=1, speculation=speculation
+        ).text
+        for speculation in (True, False)
+    }
+    assert len(texts) == 1
+    assert texts.pop().startswith('[{"name": "')
+
+
 def test_it_is_compiled_once(tiny: pyllm.Model) -> None:
     assert tiny.tokenizer is not None
     compiled = []

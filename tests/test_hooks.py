@@ -153,3 +153,30 @@ def test_a_chat_takes_them_too(tmp_path: Path) -> None:
     with pyllm.load(path) as model:
         reply = model.chat([{"role": "user", "content": "a"}], max_tokens=3, logits_processor=only(9))
         assert set(reply.tokens) == {9}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_drafts_do_not_show(model: pyllm.Model, temperature: float) -> None:
+    """With speculation each token is asked for once, in order, with the same logits as without."""
+
+    def calls(speculation: bool) -> list[tuple[tuple[int, ...], bytes]]:
+        seen: list[tuple[tuple[int, ...], bytes]] = []
+
+        def look(tokens: tuple[int, ...], logits: Array) -> None:
+            seen.append((tokens, logits.tobytes()))
+            logits[5 + len(tokens) % 4] += 9  # what drafts from the text so far foresee
+
+        options: dict[str, Any] = {"sampler": pyllm.Sampler(temperature=temperature), "speculation": speculation}
+        tokens = model.generate([5, 6, 7, 8] * 6, max_tokens=24, seed=1, logits_processor=look, **options).tokens
+        assert len(seen) == len(tokens) == 24
+        return seen
+
+    assert calls(speculation=True) == calls(speculation=False)
+
+
+def test_each_text_of_a_batch(model: pyllm.Model) -> None:
+    prompts = [[5, 6], [7, 8, 9], [10]]
+    together = model.generate_batch(prompts, max_tokens=5, seed=1, logits_processor=only(9, 11, 12))
+    alone = [model.generate(prompt, max_tokens=5, seed=1, logits_processor=only(9, 11, 12)) for prompt in prompts]
+    assert [generation.tokens for generation in together] == [generation.tokens for generation in alone]
+    assert all(set(generation.tokens) <= {9, 11, 12} for generation in together)

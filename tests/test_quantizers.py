@@ -26,10 +26,10 @@ CHECKSUMS = {
     Q3_K: 0x61238D30,
     IQ4_NL: 0x0861FD36,
     Q4_0: 0x120A6DD0,
-    Q4_1: 0x971AC4F0,
+    Q4_1: 0x85B8283F,
     Q4_K: 0x2F7342B6,
     Q5_0: 0xE67EF4C3,
-    Q5_1: 0x47403034,
+    Q5_1: 0x61D1DCEC,
     Q5_K: 0xDFB0BCCD,
     Q6_K: 0x1F29543B,
     Q8_0: 0xC093DE78,
@@ -80,7 +80,8 @@ def awkward() -> dict[str, Array]:
     steps = (np.arange(512, dtype=np.float32) % 16 - 8).reshape(1, -1)
     cases = {"zeros": 0 * x, "ones": 0 * x + 1, "one": one, "positive": abs(x) + 5, "negative": -abs(x) - 5}
     cases |= {"large": x / np.abs(x).max() * np.float32(65504), "steps": steps, "tiny": x * np.float32(1e-7)}
-    return cases | {"denormal": x * np.float32(1e-39), "minus zeros": -0.0 * x}
+    cases |= {"denormal": x * np.float32(1e-39), "minus zeros": -0.0 * x, "vanishing": x * np.float32(1e-20)}
+    return cases | {"alike": 5 + x * np.float32(1e-6), "largest": np.sign(x) * np.float32(65504)}
 
 
 @EVERY

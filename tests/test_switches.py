@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bits import Array, bits, kernel_level
 from random_models import RandomModel, logits, random_model
-from reference import forward
+from reference import Trace, forward
 from test_law1 import eval_together, forked, in_chunks, restored, rewound, run, whole
 from tinygguf import BF16, F16, F32, Q4_0, Q8_0
 
@@ -97,7 +97,7 @@ CASES: dict[str, tuple[ModelConfig, str]] = {
     "no rotation": (config(layers=(LayerConfig(rope="none"), LayerConfig())), NORMS),
     "rope scale": (config(rope_scale=1.3, rope_dims=8), f"{NORMS} rope_factors"),
     "long rope": (config(rope_original=100), f"{NORMS} rope_factors"),
-    "windows": (windows(40, 0, 1, 256, 257, 300), NORMS),
+    "windows": (windows(40, 0, 1, 256, 257, 300, rope_scale=1.2), NORMS),
     "windows and sinks": (windows(7, 0, 100, attention_softcap=3.0), f"{NORMS} sinks"),
     "odd heads": (config(head_dim=20, rope_dims=10, n_heads=3, n_kv_heads=3, qk_norm="head"), f"{NORMS} bq bk bv"),
     "wide heads": (config(head_dim=80, rope_dims=32, n_heads=2, n_kv_heads=1, qk_norm="each"), NORMS),
@@ -198,6 +198,27 @@ def test_quantised_weights(name: str, planes: int) -> None:
     exact, rounded = (forward(c, weights, IDS[:60], planes=n, states=True) for n in (None, planes))
     y = logits(model.native(planes=planes), IDS[:60], states=True)
     assert off(y, exact) < max(2.5 * off(rounded, exact), ROUNDING)
+
+
+#: Encoders look at all of a text at once, and keep nothing.
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name][0].causal])
+def test_the_inside_of_every_layer(name: str) -> None:
+    """What a session shows of the stream, the keys and the values, wherever norms and blocks stand."""
+    model = model_of(name)
+    c, trace, ids = model.config, Trace([], [], []), IDS[:90]
+    forward(c, model.weights(), ids, trace=trace)
+    native = model.native(threads=2)
+    session = native.new_session(len(ids))
+    hidden = session.eval_hidden(ids, list(range(c.n_layers + 1)))
+    for layer, expected in enumerate(trace.hidden):
+        assert off(hidden[layer], expected) < ROUNDING
+    for layer in range(c.n_layers):
+        keys, values = session.kv(layer)
+        rope_dims = c.rope_dims if c.rope_interleaved else 0
+        order = [*range(0, rope_dims, 2), *range(1, rope_dims, 2), *range(rope_dims, c.head_dim)]
+        assert off(keys.transpose(1, 0, 2), trace.keys[layer][..., order]) < ROUNDING
+        assert off(values.transpose(1, 0, 2), trace.values[layer]) < ROUNDING
+    session.close()
 
 
 # ---- the same bits ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from pyllm.tokenizers import Tokenizer
 from pyllm.tokenizers.bytebpe import ByteLevelTokenizer
 from pyllm.tokenizers.gguf import from_metadata
 from pyllm.tokenizers.loading import parse
+from pyllm.tokenizers.model_proto import plain_merges
 from pyllm.tokenizers.patterns import CharSet
+from pyllm.tokenizers.sentencepiece_model import SentencePieceTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "fuzz"))
+
+import fuzz_tokenizers
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SENTENCES = [
@@ -41,6 +48,72 @@ def made(metadata: dict[str, Any], source: str = "test.gguf") -> Tokenizer:
     tokenizer = from_metadata(prefixed, source)
     assert tokenizer is not None
     return tokenizer
+
+
+# ---- SentencePiece's own files ---------------------------------------------------------------------------------------
+
+
+def model_file(**options: Any) -> bytes:
+    """A small `tokenizer.model` that SentencePiece trains."""
+    model = io.BytesIO()
+    settings = {
+        "vocab_size": 330, "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False, "hard_vocab_limit": False, "minloglevel": 2,
+    }  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_writer=model, **{**settings, **options}
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@settings(max_examples=200, deadline=None)
+@given(text=TEXT)
+def test_merges_of_a_model_file_equal_sentencepiece(text: str, prefix: bool) -> None:
+    """C merges here, the library is the reference."""
+    data = MODEL_FILES[prefix]
+    tokenizer = parse(data, "test.model")
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    assert tokenizer._merges is not None
+    reference = sentencepiece.SentencePieceProcessor(model_proto=data)
+    assert tokenizer.encode(text, bos=False) == reference.encode(text)
+    assert tokenizer.encode_batch([text, "the fox"], bos=False) == reference.encode([text, "the fox"])
+
+
+MODEL_FILES = {prefix: model_file(add_dummy_prefix=prefix) for prefix in (True, False)}
+OTHERS: dict[str, dict[str, Any]] = {
+    "unigram": {"model_type": "unigram"},
+    "characters changed": {"normalization_rule_name": "nmt_nfkc"},
+    "spaces removed": {"remove_extra_whitespaces": True},
+    "no bytes": {"byte_fallback": False, "vocab_size": 90},
+    "spaces behind words": {"treat_whitespace_as_suffix": True},
+    "words of their own": {"user_defined_symbols": ["<fox>"]},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_merges_cannot_do_is_left_to_sentencepiece(name: str) -> None:
+    data = model_file(**OTHERS[name])
+    assert plain_merges(data) is None
+    reference = sentencepiece.SentencePieceProcessor(model_proto=data)
+    tokenizer = parse(data, "test.model")
+    for text in ("the  <fox> jumps", "\uff21 \u6f22\u5b57 \u00fc"):
+        assert tokenizer.encode(text, bos=False) == reference.encode(text)
+
+
+def test_damaged_model_files_merge_as_sentencepiece_does_or_not_at_all() -> None:
+    merged = 0
+    for data in fuzz_tokenizers.mutations(MODEL_FILES[True], 1500, seed=3):
+        try:
+            tokenizer = parse(data, "test.model")
+        except TokenizerError:
+            continue
+        if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer._merges:
+            reference = sentencepiece.SentencePieceProcessor(model_proto=data)
+            for text in ("the quick fox", "\u00fcber 22 (\u6f22)\n"):
+                assert tokenizer.encode(text, bos=False) == reference.encode(text)
+            merged += 1
+    assert merged > 20
 
 
 # ---- unigram ---------------------------------------------------------------------------------------------------------
@@ -201,6 +274,14 @@ def test_wordpiece_equals_the_library(text: str, lowercase: bool) -> None:
         assert tokenizer.encode(text, eos=tokenizer.add_eos) == reference.encode(text).ids
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == reference.decode(ids)
+
+
+def test_wordpiece_json_of_older_versions_names_no_type() -> None:
+    spec = json.loads(wordpiece_json(True))
+    del spec["model"]["type"]
+    there, here = parse(wordpiece_json(True), "bert.json"), parse(json.dumps(spec).encode(), "bert.json")
+    assert here.encode("The foxes jump!") == there.encode("The foxes jump!") != []
+    assert type(here) is type(there)
 
 
 def test_wordpiece_refuses_to_generate() -> None:

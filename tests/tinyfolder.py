@@ -105,3 +105,21 @@ def write_folder(
         (path / file).write_bytes(safetensors_bytes(part))
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
     return path
+
+
+def write_adapter(path: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Path:
+    """A folder with a low-rank adapter as the `peft` library writes it, of fp32 weights that belong to the names."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {
+        name: ("F32", tuple(shape), encode("F32", weights(name, tuple(shape)))) for name, shape in shapes.items()
+    }
+    (path / "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors))
+    return path
+
+
+def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

@@ -30,6 +30,7 @@ enum {
 PL_INLINE int bits_of(pl_packing packing) {
     if (packing == PL_PACK_Q4 || packing == PL_PACK_Q4M || packing == PL_PACK_Q4K) return 4;
     if (packing == PL_PACK_Q5 || packing == PL_PACK_Q5M || packing == PL_PACK_Q5K) return 5;
+    if (packing == PL_PACK_Q2K) return 2;
     return packing == PL_PACK_Q6K ? 6 : 8;
 }
 
@@ -37,16 +38,25 @@ PL_INLINE int bits_of(pl_packing packing) {
 PL_INLINE int log2_bias_of(pl_packing packing) {
     if (packing == PL_PACK_Q4) return 3;
     if (packing == PL_PACK_Q5) return 4;
-    return packing == PL_PACK_Q8 || packing == PL_PACK_Q8F ? 7 : -1;
+    return packing == PL_PACK_Q8 || packing == PL_PACK_Q8F || packing == PL_PACK_Q8H ? 7 : -1;
 }
 
-/* Whether the scales of 32 k are the product of a struct's and a small integer, which holds for structs of 256 k. */
+/* Whether scales are the product of a struct's and a small integer. */
 PL_INLINE int is_nested(pl_packing packing) {
-    return packing == PL_PACK_Q4K || packing == PL_PACK_Q5K || packing == PL_PACK_Q6K;
+    return packing == PL_PACK_Q4K || packing == PL_PACK_Q5K || packing == PL_PACK_Q6K || packing == PL_PACK_Q2K;
+}
+
+/* Blocks of 32 k in a struct. */
+PL_INLINE int parts_of(pl_packing packing) { return is_nested(packing) || packing == PL_PACK_Q8H ? 8 : 1; }
+
+/* Scales in 32 k: two have one for each half. */
+PL_INLINE int steps_of(pl_packing packing) {
+    return packing == PL_PACK_Q6K || packing == PL_PACK_Q8H || packing == PL_PACK_Q2K ? 2 : 1;
 }
 
 PL_INLINE int has_minimum(pl_packing packing) {
-    return packing == PL_PACK_Q4M || packing == PL_PACK_Q5M || packing == PL_PACK_Q4K || packing == PL_PACK_Q5K;
+    return packing == PL_PACK_Q4M || packing == PL_PACK_Q5M || packing == PL_PACK_Q4K || packing == PL_PACK_Q5K ||
+           packing == PL_PACK_Q2K;
 }
 
 PL_INLINE int64_t struct_bytes(pl_packing packing) {
@@ -59,18 +69,15 @@ PL_INLINE int64_t struct_bytes(pl_packing packing) {
         case PL_PACK_Q5M: return sizeof(pl_strip_q5m);
         case PL_PACK_Q4K: return sizeof(pl_strip_q4k);
         case PL_PACK_Q5K: return sizeof(pl_strip_q5k);
+        case PL_PACK_Q8H: return sizeof(pl_strip_q8h);
+        case PL_PACK_Q2K: return sizeof(pl_strip_q2k);
         default: return sizeof(pl_strip_q6k);
     }
 }
 
 /* Codes end every struct. */
 PL_INLINE const void *codes_of(pl_packing packing, const void *block, int j) {
-    const int bits = bits_of(packing), parts = is_nested(packing) ? 8 : 1;
-    const int64_t bytes = bits == 4   ? sizeof(pl_codes4)
-                          : bits == 5 ? sizeof(pl_codes5)
-                          : bits == 6 ? sizeof(pl_codes6)
-                                      : sizeof(pl_codes8);
-    return (const char *)block + struct_bytes(packing) - (parts - j) * bytes;
+    return (const char *)block + struct_bytes(packing) - (parts_of(packing) - j) * (bits_of(packing) * 64);
 }
 
 PL_INLINE __m256 floats_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
@@ -89,23 +96,29 @@ _Static_assert(offsetof(pl_strip_q5m, m) == offsetof(pl_strip_q4k, dmin), "strip
 _Static_assert(offsetof(pl_strip_q5k, dmin) == offsetof(pl_strip_q4k, dmin), "strip layout");
 _Static_assert(offsetof(pl_strip_q5k, sc) == offsetof(pl_strip_q4k, sc), "strip layout");
 _Static_assert(offsetof(pl_strip_q5k, mn) == offsetof(pl_strip_q4k, mn), "strip layout");
+_Static_assert(offsetof(pl_strip_q2k, dmin) == offsetof(pl_strip_q4k, dmin), "strip layout");
 
-/* Scales of the rows from `row` on; step: the half of 32 k, which only Q6_K tells apart. */
+/* Scales of the rows from `row` on; step: the half of 32 k, where steps_of tells them apart. */
 PL_INLINE __m256 scale_of(pl_packing packing, int step, int row, const void *block, int j) {
     if (packing == PL_PACK_Q8F) return _mm256_loadu_ps(((const pl_strip_q8f *)block)->d + row);
+    if (packing == PL_PACK_Q8H) return _mm256_loadu_ps(((const pl_strip_q8h *)block)->d[2 * j + step] + row);
     __m256 d = floats_f16(((const pl_strip_q8 *)block)->d + row);
     if (!is_nested(packing)) return d;
-    if (bits_of(packing) == 6)
+    if (packing == PL_PACK_Q6K)
         return _mm256_mul_ps(d, floats_s8(((const pl_strip_q6k *)block)->sc[2 * j + step] + row));
+    if (packing == PL_PACK_Q2K)
+        return _mm256_mul_ps(d, floats_u8(((const pl_strip_q2k *)block)->sc[2 * j + step] + row));
     return _mm256_mul_ps(d, floats_u8(((const pl_strip_q4k *)block)->sc[j] + row));
 }
 
 /* y = fma(minimum, offset, y) for the rows from `row` on. */
-PL_INLINE __m256 minimum_step(pl_packing packing, int row, const void *block, int j, __m256 offset, __m256 y) {
+PL_INLINE __m256 minimum_step(pl_packing packing, int step, int row, const void *block, int j, __m256 offset,
+                              __m256 y) {
     const pl_strip_q4k *k = block;
     __m256 m = floats_f16(k->dmin + row);
     if (!is_nested(packing)) return _mm256_fmadd_ps(m, offset, y);
-    return _mm256_fnmadd_ps(_mm256_mul_ps(m, floats_u8(k->mn[j] + row)), offset, y);
+    const uint8_t *mn = packing == PL_PACK_Q2K ? ((const pl_strip_q2k *)block)->mn[2 * j + step] : k->mn[j];
+    return _mm256_fnmadd_ps(_mm256_mul_ps(m, floats_u8(mn + row)), offset, y);
 }
 
 /* ---- codes as bytes: 4 k of 8 rows ------------------------------------------------------------------------------ */
@@ -131,7 +144,12 @@ PL_INLINE __m256i codes6(int group, int row, const pl_codes6 *codes) {
     return _mm256_or_si256(nibbles(group, row, codes->q), _mm256_and_si256(high, _mm256_set1_epi8(48)));
 }
 
+PL_INLINE __m256i codes2(int group, int row, const pl_codes2 *codes) {
+    return _mm256_and_si256(shifted(load(codes->h2[group / 4][row]), -(group % 4 * 2)), _mm256_set1_epi8(3));
+}
+
 PL_INLINE __m256i codes_group(int bits, int group, int row, const void *codes) {
+    if (bits == 2) return codes2(group, row, codes);
     if (bits == 4) return nibbles(group, row, ((const pl_codes4 *)codes)->q);
     if (bits == 5) return codes5(group, row, codes);
     if (bits == 6) return codes6(group, row, codes);
@@ -206,7 +224,8 @@ PL_INLINE __m256i pinned(__m256i sum) {
 }
 
 /* Four or eight groups of codes in int16 before anything is widened. The largest sums, two products a pair:
- *   4 bits: 15 * 128 * 2 * 8 groups = 30720;   5 bits: 31 * 128 * 2 * 4 groups = 31744
+ *   2 bits: 3 * 128 * 2 * 4 groups = 3072;   4 bits: 15 * 128 * 2 * 8 groups = 30720
+ *   5 bits: 31 * 128 * 2 * 4 groups = 31744
  *   6 bits: 63 * 128 * 2 = 16128 in one group; four groups sum (32 - code) * a, a bias of 32 a to begin with, and
  *   stay all the way from -32 * 128 * 8 = -2^15 to 32 * 127 * 8 = 32512. */
 PL_INLINE void sum_groups(int bits, int planes, int vectors, int from, int to, const void *codes, const acts_block *x,
@@ -243,9 +262,9 @@ PL_INLINE void widen(int bits, int planes, int columns, int add, dots sum, dots 
     }
 }
 
-PL_INLINE void dot_bytes(int bits, int planes, int columns, int step, const void *codes, const acts_block *x,
+PL_INLINE void dot_bytes(int bits, int planes, int columns, int from, int to, const void *codes, const acts_block *x,
                          const acts_pairs *pairs, dots dot) {
-    const int at_once = bits == 4 ? 8 : 4, from = 4 * step, to = bits == 6 ? from + 4 : GROUPS;
+    const int at_once = bits == 4 ? 8 : 4;
     PL_UNROLL for (int g = from; g < to; g += at_once) {
         dots sum;
         sum_groups(bits, planes, planes * columns, g, g + at_once, codes, x, pairs, sum);
@@ -254,8 +273,8 @@ PL_INLINE void dot_bytes(int bits, int planes, int columns, int step, const void
 }
 
 /* Codes of 8 bits, and two planes of activations as one, in int16: each pair of products is exact in int32. */
-PL_INLINE void dot_words(int columns, const void *codes, const acts_pairs *pairs, dots dot) {
-    PL_UNROLL for (int g = 0; g < GROUPS; g++) {
+PL_INLINE void dot_words(int columns, int from, int to, const void *codes, const acts_pairs *pairs, dots dot) {
+    PL_UNROLL for (int g = from; g < to; g++) {
         __m256i u[HALVES] = {codes_group(8, g, 0, codes), codes_group(8, g, ROWS, codes)};
         PL_UNROLL for (int odd = 0; odd < 2; odd++) {
             __m256i w[HALVES];
@@ -266,7 +285,7 @@ PL_INLINE void dot_words(int columns, const void *codes, const acts_pairs *pairs
                 __m256i a = broadcast(odd ? &pairs->odd[c][g] : &pairs->even[c][g]);
                 PL_UNROLL for (int i = 0; i < HALVES; i++) {
                     __m256i products = _mm256_madd_epi16(w[i], a);
-                    int is_first = g == 0 && !odd;
+                    int is_first = g == from && !odd;
                     dot[c][i] = pinned(is_first ? products : _mm256_add_epi32(dot[c][i], products));
                 }
             }
@@ -277,9 +296,10 @@ PL_INLINE void dot_words(int columns, const void *codes, const acts_pairs *pairs
 /* ---- one block, one tile, one strip ----------------------------------------------------------------------------- */
 
 /* dot - bias * sum, where the dot has left the bias in. */
-PL_INLINE __m256i unbiased(pl_packing packing, __m256i dot, const pl_act_block *a) {
+PL_INLINE __m256i unbiased(pl_packing packing, int step, __m256i dot, const pl_act_block *a) {
     if (log2_bias_of(packing) < 0) return dot;
-    return _mm256_add_epi32(dot, _mm256_slli_epi32(broadcast(&a->minus_sum), log2_bias_of(packing)));
+    const int32_t *minus = steps_of(packing) == 2 ? &a->minus_half[step] : &a->minus_sum;
+    return _mm256_add_epi32(dot, _mm256_slli_epi32(broadcast(minus), log2_bias_of(packing)));
 }
 
 /* y = fma(dot, scale_w scale_x, y) for one step of a block. */
@@ -289,36 +309,43 @@ PL_INLINE void add_scaled(pl_packing packing, int columns, int step, const void 
         __m256 scale = scale_of(packing, step, i * ROWS, block, j);
         PL_UNROLL for (int c = 0; c < columns; c++) {
             const pl_act_block *a = x->a + c * x->blocks;
-            __m256 s = _mm256_cvtepi32_ps(unbiased(packing, dot[c][i], a));
+            __m256 s = _mm256_cvtepi32_ps(unbiased(packing, step, dot[c][i], a));
             __m256 both = _mm256_mul_ps(scale, _mm256_broadcast_ss(&a->scale));
             y[c][i] = _mm256_fmadd_ps(s, both, y[c][i]);
         }
     }
 }
 
-PL_INLINE void add_minimum(pl_packing packing, int columns, const void *block, int j, const acts_block *x, sums y) {
+PL_INLINE __m256 offset_of(pl_packing packing, int step, const pl_act_block *a) {
+    if (steps_of(packing) == 1) return _mm256_broadcast_ss(&a->offset);
+    return _mm256_set1_ps(a->scale * (float)-a->minus_half[step]);
+}
+
+PL_INLINE void add_minimum(pl_packing packing, int columns, int step, const void *block, int j, const acts_block *x,
+                           sums y) {
     PL_UNROLL for (int i = 0; i < HALVES; i++) {
         PL_UNROLL for (int c = 0; c < columns; c++) {
-            __m256 offset = _mm256_broadcast_ss(&x->a[c * x->blocks].offset);
-            y[c][i] = minimum_step(packing, i * ROWS, block, j, offset, y[c][i]);
+            __m256 offset = offset_of(packing, step, x->a + c * x->blocks);
+            y[c][i] = minimum_step(packing, step, i * ROWS, block, j, offset, y[c][i]);
         }
     }
 }
 
 PL_INLINE void add_block(pl_packing packing, int planes, int columns, const void *block, int j, const acts_block *x,
                          sums y) {
-    const int bits = bits_of(packing), steps = bits == 6 ? 2 : 1;
+    const int bits = bits_of(packing), groups = GROUPS / steps_of(packing);
     const void *codes = codes_of(packing, block, j);
     acts_pairs pairs;
     if (bits == 8) split_words(planes, columns, x, &pairs);
     if (bits == 6) sum_bias(planes, columns * planes, x, &pairs);
-    PL_UNROLL for (int step = 0; step < steps; step++) {
+    PL_UNROLL for (int step = 0; step < steps_of(packing); step++) {
+        const int from = step * groups;
         dots dot;
-        if (bits == 8) dot_words(columns, codes, &pairs, dot);
-        else dot_bytes(bits, planes, columns, step, codes, x, &pairs, dot);
+        if (bits == 8) dot_words(columns, from, from + groups, codes, &pairs, dot);
+        else dot_bytes(bits, planes, columns, from, from + groups, codes, x, &pairs, dot);
         add_scaled(packing, columns, step, block, j, x, dot, y);
+        if (has_minimum(packing)) add_minimum(packing, columns, step, block, j, x, y);
     }
-    if (has_minimum(packing)) add_minimum(packing, columns, block, j, x, y);
 }
 
 PL_INLINE void prefetch(int64_t bytes, const void *p) {
@@ -341,7 +368,7 @@ PL_INLINE void put(float *y, __m256 sum, int add) {
 
 PL_INLINE void tile(pl_packing packing, int planes, int columns, const void *strip, const pl_acts *acts, int64_t column,
                     float *out, int64_t ldy, int add) {
-    const int parts = is_nested(packing) ? 8 : 1;
+    const int parts = parts_of(packing);
     const int64_t bytes = struct_bytes(packing);
     acts_block x = start(acts, column);
     sums y;
@@ -385,6 +412,8 @@ MATMUL(q5m, PL_PACK_Q5M)
 MATMUL(q4k, PL_PACK_Q4K)
 MATMUL(q5k, PL_PACK_Q5K)
 MATMUL(q6k, PL_PACK_Q6K)
+MATMUL(q8h, PL_PACK_Q8H)
+MATMUL(q2k, PL_PACK_Q2K)
 
 PL_TARGET_END
 #endif

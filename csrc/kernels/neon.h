@@ -27,7 +27,7 @@ void pl_neon_weigh_f32(const float *value, int64_t tokens, int64_t d16, int64_t 
 typedef struct half_block {
     int8x16_t code[8][2];    /* group of 4 k, rows 4 r and up; still `bias` too high */
     float32x4_t scale[2][2]; /* one per step, rows 4 r and up */
-    float32x4_t minimum[2];
+    float32x4_t minimum[2][2];
 } half_block;
 
 /* What a packing's loop has to know; all constants where it is inlined. */
@@ -96,12 +96,24 @@ PL_INLINE void open_codes8(const pl_codes8 *codes, int half, half_block *out) {
     }
 }
 
+PL_INLINE void open_codes2(const pl_codes2 *codes, int half, half_block *out) {
+    for (int r = 0; r < 2; r++) {
+        for (int s = 0; s < 2; s++) {
+            const uint8x16_t four = vld1q_u8(codes->h2[s][8 * half + 4 * r]), mask = vdupq_n_u8(3);
+            out->code[4 * s][r] = vreinterpretq_s8_u8(vandq_u8(four, mask));
+            out->code[4 * s + 1][r] = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(four, 2), mask));
+            out->code[4 * s + 2][r] = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(four, 4), mask));
+            out->code[4 * s + 3][r] = vreinterpretq_s8_u8(vshrq_n_u8(four, 6));
+        }
+    }
+}
+
 PL_INLINE void open_scale_f16(const uint16_t *d, int half, half_block *out) {
     for (int r = 0; r < 2; r++) out->scale[0][r] = load_f16(d + 8 * half + 4 * r);
 }
 
 PL_INLINE void open_minimum_f16(const uint16_t *m, int half, half_block *out) {
-    for (int r = 0; r < 2; r++) out->minimum[r] = load_f16(m + 8 * half + 4 * r);
+    for (int r = 0; r < 2; r++) out->minimum[0][r] = load_f16(m + 8 * half + 4 * r);
 }
 
 PL_INLINE void open_q8(const void *strip, int64_t block, int half, half_block *out) {
@@ -149,6 +161,11 @@ PL_INLINE void scale_u8(const uint16_t *d, const uint8_t *factor, float32x4_t ou
     out[1] = vmulq_f32(load_f16(d + 4), vcvtq_f32_u32(vmovl_u16(vget_high_u16(wide))));
 }
 
+PL_INLINE void minus_scale_u8(const uint16_t *d, const uint8_t *factor, float32x4_t out[2]) {
+    scale_u8(d, factor, out);
+    for (int r = 0; r < 2; r++) out[r] = vnegq_f32(out[r]);
+}
+
 PL_INLINE void scale_s8(const uint16_t *d, const int8_t *factor, float32x4_t out[2]) {
     int16x8_t wide = vmovl_s8(vld1_s8(factor));
     out[0] = vmulq_f32(load_f16(d), vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))));
@@ -159,22 +176,37 @@ PL_INLINE void open_q4k(const void *strip, int64_t block, int half, half_block *
     const pl_strip_q4k *b = (const pl_strip_q4k *)strip + block / 8;
     open_codes4(b->codes[block % 8].q, half, out);
     scale_u8(b->d + 8 * half, b->sc[block % 8] + 8 * half, out->scale[0]);
-    scale_u8(b->dmin + 8 * half, b->mn[block % 8] + 8 * half, out->minimum);
-    for (int r = 0; r < 2; r++) out->minimum[r] = vnegq_f32(out->minimum[r]);
+    minus_scale_u8(b->dmin + 8 * half, b->mn[block % 8] + 8 * half, out->minimum[0]);
 }
 
 PL_INLINE void open_q5k(const void *strip, int64_t block, int half, half_block *out) {
     const pl_strip_q5k *b = (const pl_strip_q5k *)strip + block / 8;
     open_codes5(&b->codes[block % 8], half, out);
     scale_u8(b->d + 8 * half, b->sc[block % 8] + 8 * half, out->scale[0]);
-    scale_u8(b->dmin + 8 * half, b->mn[block % 8] + 8 * half, out->minimum);
-    for (int r = 0; r < 2; r++) out->minimum[r] = vnegq_f32(out->minimum[r]);
+    minus_scale_u8(b->dmin + 8 * half, b->mn[block % 8] + 8 * half, out->minimum[0]);
 }
 
 PL_INLINE void open_q6k(const void *strip, int64_t block, int half, half_block *out) {
     const pl_strip_q6k *b = (const pl_strip_q6k *)strip + block / 8;
     open_codes6(&b->codes[block % 8], half, out);
     for (int s = 0; s < 2; s++) scale_s8(b->d + 8 * half, b->sc[2 * (block % 8) + s] + 8 * half, out->scale[s]);
+}
+
+PL_INLINE void open_q8h(const void *strip, int64_t block, int half, half_block *out) {
+    const pl_strip_q8h *b = (const pl_strip_q8h *)strip + block / 8;
+    open_codes8(&b->codes[block % 8], half, out);
+    for (int i = 0; i < 4; i++) {
+        out->scale[i / 2][i % 2] = vld1q_f32(b->d[2 * (block % 8) + i / 2] + 8 * half + 4 * (i % 2));
+    }
+}
+
+PL_INLINE void open_q2k(const void *strip, int64_t block, int half, half_block *out) {
+    const pl_strip_q2k *b = (const pl_strip_q2k *)strip + block / 8;
+    open_codes2(&b->codes[block % 8], half, out);
+    for (int s = 0; s < 2; s++) {
+        scale_u8(b->d + 8 * half, b->sc[2 * (block % 8) + s] + 8 * half, out->scale[s]);
+        minus_scale_u8(b->dmin + 8 * half, b->mn[2 * (block % 8) + s] + 8 * half, out->minimum[s]);
+    }
 }
 
 /* ---- the product ------------------------------------------------------------------------------------------------- */
@@ -197,17 +229,16 @@ PL_INLINE void dot_planes(const half_block *w, int begin, int groups, int chain,
 PL_INLINE void add_block(const half_block *w, traits t, int planes, const int8_t *q, const pl_act_block *a, float *y) {
     float32x4_t total[2] = {vld1q_f32(y), vld1q_f32(y + 4)};
     for (int s = 0; s < t.steps; s++) {
+        const float offset = t.steps == 1 ? a->offset : a->scale * (float)-a->minus_half[s];
         int32x4_t exact[2];
         dot_planes(w, s * (8 / t.steps), 8 / t.steps, t.chain, planes, q, exact);
         for (int r = 0; r < 2; r++) {
             if (t.bias) exact[r] = vaddq_s32(exact[r], vdupq_n_s32(t.bias * a->minus_sum));
             total[r] = vfmaq_f32(total[r], vcvtq_f32_s32(exact[r]), vmulq_n_f32(w->scale[s][r], a->scale));
+            if (t.has_minimum) total[r] = vfmaq_n_f32(total[r], w->minimum[s][r], offset);
         }
     }
-    for (int r = 0; r < 2; r++) {
-        if (t.has_minimum) total[r] = vfmaq_n_f32(total[r], w->minimum[r], a->offset);
-        vst1q_f32(y + 4 * r, total[r]);
-    }
+    for (int r = 0; r < 2; r++) vst1q_f32(y + 4 * r, total[r]);
 }
 
 /* sum (columns, 16): one strip times columns from `first` on. */
@@ -259,6 +290,8 @@ PL_NEON_MATMUL(q5m, PL_PACK_Q5M, .bias = 0, .chain = 8, .steps = 1, .has_minimum
 PL_NEON_MATMUL(q4k, PL_PACK_Q4K, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
 PL_NEON_MATMUL(q5k, PL_PACK_Q5K, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
 PL_NEON_MATMUL(q6k, PL_PACK_Q6K, .bias = 0, .chain = 4, .steps = 2)
+PL_NEON_MATMUL(q8h, PL_PACK_Q8H, .bias = 0, .chain = 1, .steps = 2)
+PL_NEON_MATMUL(q2k, PL_PACK_Q2K, .bias = 0, .chain = 4, .steps = 2, .has_minimum = 1)
 
 #define PL_NEON_TABLE(level) \
     { \
@@ -274,7 +307,9 @@ PL_NEON_MATMUL(q6k, PL_PACK_Q6K, .bias = 0, .chain = 4, .steps = 2)
                    [PL_PACK_Q5M] = matmul_q5m, \
                    [PL_PACK_Q4K] = matmul_q4k, \
                    [PL_PACK_Q5K] = matmul_q5k, \
-                   [PL_PACK_Q6K] = matmul_q6k}, \
+                   [PL_PACK_Q6K] = matmul_q6k, \
+                   [PL_PACK_Q8H] = matmul_q8h, \
+                   [PL_PACK_Q2K] = matmul_q2k}, \
         .quantize = pl_neon_quantize, \
         .rmsnorm = pl_neon_rmsnorm, \
         .swiglu = pl_neon_swiglu, \

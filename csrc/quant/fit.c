@@ -44,14 +44,13 @@ void pl_fit_weights(const float *x, int n, float *weight) {
 }
 
 void pl_groups_load(pl_groups *g, const float *x, int n, int count) {
+    const float least = 0x1p-26f; /* below it half precision has no scale, and sums of products would vanish */
     g->n = n;
     for (int l = 0; l < LANES; l++) {
-        float weight[PL_FIT_LONGEST];
-        if (l < count) pl_fit_weights(x + l * n, n, weight);
-        for (int i = 0; i < n; i++) {
-            g->x[i][l / 4][l % 4] = l < count ? x[l * n + i] : 0;
-            g->weight[i][l / 4][l % 4] = l < count ? weight[i] : 0;
-        }
+        float group[PL_FIT_LONGEST] = {0}, weight[PL_FIT_LONGEST];
+        for (int i = 0; i < n && l < count; i++) group[i] = fabsf(x[l * n + i]) < least ? 0 : x[l * n + i];
+        pl_fit_weights(group, n, weight);
+        for (int i = 0; i < n; i++) g->x[i][l / 4][l % 4] = group[i], g->weight[i][l / 4][l % 4] = weight[i];
     }
 }
 
@@ -180,6 +179,11 @@ void pl_fit_affine(const pl_groups *g, int high, int any_minimum, pl_fits *out) 
     }
 }
 
+uint16_t pl_fit_half(float x) {
+    const float most = 65504;
+    return pl_f16_from_float(x < -most ? -most : x > most ? most : x);
+}
+
 float pl_fit_inverse(float scale) {
     float inverse = 1 / scale;
     return isfinite(inverse) ? inverse : 0;
@@ -293,10 +297,10 @@ static void solve_units(const block *b, integers *out) {
     for (int i = 0; i < b->bundles; i++) add_moments(b, i, out, &m);
     double determinant = m.pp * m.rr - m.pr * m.pr;
     if (determinant > 1e-6 * m.pp * m.rr) {
-        out->d = pl_f16_from_float((float)((m.xp * m.rr - m.xr * m.pr) / determinant));
-        out->dmin = pl_f16_from_float((float)((m.xp * m.pr - m.xr * m.pp) / determinant));
+        out->d = pl_fit_half((float)((m.xp * m.rr - m.xr * m.pr) / determinant));
+        out->dmin = pl_fit_half((float)((m.xp * m.pr - m.xr * m.pp) / determinant));
     } else if (m.pp > 0) {
-        out->d = pl_f16_from_float((float)(m.xp / m.pp));
+        out->d = pl_fit_half((float)(m.xp / m.pp));
     }
 }
 
@@ -310,8 +314,8 @@ static void first_units(const block *b, integers *out) {
         scale = fabsf(sc) > fabsf(scale) ? sc : scale;
         minimum = mn > minimum ? mn : minimum;
     }
-    out->d = pl_f16_from_float(scale / (float)(t->scale_low < 0 ? t->scale_low : t->scale_high));
-    out->dmin = t->minimum_high ? pl_f16_from_float(minimum / (float)t->minimum_high) : 0;
+    out->d = pl_fit_half(scale / (float)(t->scale_low < 0 ? t->scale_low : t->scale_high));
+    out->dmin = t->minimum_high ? pl_fit_half(minimum / (float)t->minimum_high) : 0;
 }
 
 static void unload(const block *b, const float *x, const integers *in, pl_nested *out) {

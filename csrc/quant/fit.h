@@ -29,6 +29,9 @@ void pl_fit_scale(const pl_groups *groups, int low, int high, pl_fits *out);
 /* Codes in [0, high], scale >= 0; minimum >= 0 too, unless `any_minimum`. */
 void pl_fit_affine(const pl_groups *groups, int high, int any_minimum, pl_fits *out);
 
+/* The nearest half-precision number that is one: the best scale or minimum may lie beyond them all. */
+uint16_t pl_fit_half(float x);
+
 /* 1 / scale where that is a number, else 0: a vanishing scale gives every code 0. */
 float pl_fit_inverse(float scale);
 

@@ -126,7 +126,7 @@ static void quantize_q8_0(const float *x, int64_t cols, void *out) {
     for (int64_t k = 0; k < cols; k += 32, block++) {
         float largest = 0;
         for (int j = 0; j < 32; j++) largest = fabsf(x[k + j]) > largest ? fabsf(x[k + j]) : largest;
-        float d = largest / 127, inverse = d > 0 ? 1 / d : 0;
+        float d = largest / 127, inverse = pl_fit_inverse(d); /* whose inverse is no number is 0 in half precision */
         put16(block->d, pl_f16_from_float(d));
         for (int j = 0; j < 32; j++) block->qs[j] = (int8_t)roundf(x[k + j] * inverse);
     }
@@ -143,7 +143,7 @@ static void fit_scales(const pl_groups *groups, const float *x, int count, int h
     pl_fits fits;
     pl_fit_scale(groups, -half, high - half, &fits);
     for (int l = 0; l < count; l++, out++) {
-        out->d = pl_f16_from_float(fits.scale[l / 4][l % 4]);
+        out->d = pl_fit_half(fits.scale[l / 4][l % 4]);
         pl_fit_codes(x + 32 * l, 32, pl_float_from_f16(out->d), 0, -half, high - half, out->code);
         for (int j = 0; j < 32; j++) out->code[j] = (int8_t)(out->code[j] + half);
     }
@@ -153,8 +153,8 @@ static void fit_minima(const pl_groups *groups, const float *x, int count, int h
     pl_fits fits;
     pl_fit_affine(groups, high, 1, &fits);
     for (int l = 0; l < count; l++, out++) {
-        out->d = pl_f16_from_float(fits.scale[l / 4][l % 4]);
-        out->m = pl_f16_from_float(-fits.minimum[l / 4][l % 4]);
+        out->d = pl_fit_half(fits.scale[l / 4][l % 4]);
+        out->m = pl_fit_half(-fits.minimum[l / 4][l % 4]);
         pl_fit_codes(x + 32 * l, 32, pl_float_from_f16(out->d), -pl_float_from_f16(out->m), 0, high, out->code);
     }
 }

@@ -122,7 +122,7 @@ static void quantize_iq4_nl(const float *x, int64_t cols, void *out) {
     pl_block_q4_0 *block = out;
     fill_nearest(nearest);
     for (int64_t k = 0; k < cols; k += 32, block++) {
-        uint16_t d = pl_f16_from_float(fit_levels(nearest, x + k));
+        uint16_t d = pl_fit_half(fit_levels(nearest, x + k));
         float inverse = pl_fit_inverse(pl_float_from_f16(d));
         memcpy(block->d, &d, sizeof d);
         for (int j = 0; j < 16; j++) {

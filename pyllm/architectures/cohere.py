@@ -6,6 +6,16 @@ from pyllm.architectures import from_folder, from_gguf
 from pyllm.architectures.draft import CORE, GATED, QK_NORMS, QKV_BIASES, Draft
 from pyllm.formats.checkpoint import Checkpoint
 
+# What config.json of the second generation says of itself, and is always so.
+ASSUMED = {
+    "order_of_interleaved_layers": "local_attn_first",
+    "position_embedding_type": "rope_gptj",
+    "rotary_pct": 1.0,
+    "use_embedding_sharing": True,
+    "use_gated_activation": True,
+    "use_parallel_block": True,
+    "layer_switch": 4,
+}
 SLOTS = (*CORE, *GATED, "attention_norm")
 
 
@@ -47,7 +57,8 @@ def folder2(checkpoint: Checkpoint) -> Draft:
     """A folder of model_type "cohere2"."""
     draft = _begin_folder(checkpoint, 10000.0)
     period = draft.fields.integer("sliding_window_pattern", 4)
-    draft.fields.get("order_of_interleaved_layers")
+    for name, usual in ASSUMED.items():
+        draft.fields.assume(name, usual)
     from_folder.window(draft, from_folder.layer_types(draft, draft.pattern(period)), 4096)
     draft.ropes("none", [not local for local in draft.local()])
     return from_folder.finish(draft)

@@ -56,6 +56,11 @@ def moe_folder(checkpoint: Checkpoint) -> Draft:
     draft.experts(_sparse(draft, start, last + 1, fields.integer("moe_layer_interval", 1)))
     _shared(draft, fields.integer("moe_num_shared_experts", 2, least=0) * draft.config["expert_dim"])
     fields.number("moe_norm_min", 1e-12)  # far below any sum of probabilities
+    for name, usual in (("moe_gate", "topk"), ("moe_use_aux_free", True), ("compression_ratio", 1.0)):
+        fields.assume(name, usual)
+    for name in ("moe_capacity", "num_nextn_predict_layers"):
+        fields.get(name)  # of training, and of layers behind the model that foresee more than one token
+    draft.ignored.update(name for name in checkpoint.tensors if name.startswith("model.mtp_"))
     layer = "model.layers.{layer}.mlp."
     draft.needs("choice_bias")
     bias = "moe_statics.e_score_correction_bias"

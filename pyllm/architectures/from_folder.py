@@ -69,6 +69,7 @@ HARMLESS = frozenset(
     (
         *("architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache"),
         *("pretraining_tp", "initializer_range", "is_decoder", "is_llama_config", "tokenizer_class"),
+        *("model_max_length", "max_sequence_length", "seq_length", "attn_implementation", "initializer_factor"),
         *("task_specific_params", "router_jitter_noise", "output_router_logits"),
         *("max_length", "min_length", "temperature", "top_k", "top_p", "do_sample", "repetition_penalty", "num_beams"),
         *("num_return_sequences", "diversity_penalty", "length_penalty", "early_stopping", "num_beam_groups"),

@@ -111,7 +111,9 @@ def finish(draft: Draft) -> Draft:
 def experts(draft: Draft, layers: list[bool] | None = None) -> None:
     """A mixture of experts in the layers that are marked, or in all, and its sizes."""
     fields = draft.fields
+    fields.assume("expert_gating_func", 1)  # softmax
     draft.set(
+        expert_scale=fields.number("expert_weights_scale", 1.0),
         n_experts=fields.integer("expert_count"),
         n_experts_used=fields.integer("expert_used_count"),
         expert_dim=fields.integer("expert_feed_forward_length", draft.config["hidden_dim"]),
@@ -179,6 +181,8 @@ def _scaled_rope(draft: Draft) -> None:
     factor = fields.number("rope.scaling.factor", old)
     if kind == "yarn":
         draft.stretch(_yarn(draft, factor))
+    elif kind == "longrope" and NAMES["rope_factors_long"] in draft.checkpoint.tensors:
+        fields.get("rope.scaling.factor")  # the factors of both kinds are tensors
     elif kind not in (None, "linear"):
         raise fields.unsupported("rope.scaling.type")
     elif factor != 1.0:

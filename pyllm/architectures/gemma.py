@@ -110,6 +110,7 @@ def _begin_folder(checkpoint: Checkpoint) -> Draft:
 
 def _norms_on_both_sides(draft: Draft) -> None:
     from_folder.activation(draft, "hidden_activation", default="gelu_pytorch_tanh")
+    draft.fields.get("hidden_act")  # which nobody looks at
     draft.needs(*POST_NORMS)
     names = {
         "attention_post_norm": "post_attention_layernorm",

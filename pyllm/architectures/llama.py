@@ -17,6 +17,7 @@ def gguf(checkpoint: Checkpoint) -> Draft:
     draft.set(rope_interleaved=True)
     draft.needs(*LLAMA)
     draft.may_have(*QKV_BIASES, "bo", "gate_bias", "up_bias", "down_bias")
+    from_gguf.window(draft, [True] * len(draft.layers))  # Mistral's
     if draft.fields.get("expert_count"):
         draft.set(expert_renormalise=True)
         from_gguf.experts(draft)

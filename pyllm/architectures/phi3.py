@@ -32,6 +32,8 @@ def folder(checkpoint: Checkpoint) -> Draft:
     from_folder.activation(draft)
     from_folder.rotation(draft)
     draft.fields.get("original_max_position_embeddings")
+    for name in ("full_attn_mod", "interpolate_factor"):
+        draft.fields.assume(name, 1)
     from_folder.window(draft, [True] * len(draft.layers))
     draft.needs(*LLAMA)
     q, kv, hidden = c["n_heads"] * c["head_dim"], c["n_kv_heads"] * c["head_dim"], c["hidden_dim"]

@@ -32,6 +32,7 @@ def folder(checkpoint: Checkpoint) -> Draft:
     if fields.has("no_rope_layers"):  # which says 1 where there is RoPE
         rotates = [bool(mark) for mark in fields.items("no_rope_layers", len(draft.layers))]
     draft.ropes("none", [not mark for mark in rotates])
+    fields.get("max_window_layers")  # which this one never looks at
     windowed = fields.flag("use_sliding_window") and fields.has("sliding_window")
     from_folder.qwen_window(draft, [windowed and not mark for mark in rotates])
     return from_folder.finish(draft)

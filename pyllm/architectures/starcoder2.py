@@ -7,6 +7,7 @@ from pyllm.architectures.draft import CORE, FFN_BIASES, NORM_BIASES, NORMS, PLAI
 from pyllm.formats.checkpoint import Checkpoint
 
 SLOTS = (*CORE, *NORMS, *NORM_BIASES, *PLAIN)
+SOFTMAX = ("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32")
 BIASES = (*QKV_BIASES, "bo", *FFN_BIASES)
 
 
@@ -27,8 +28,10 @@ def folder(checkpoint: Checkpoint) -> Draft:
     from_folder.window(draft, [True] * len(draft.layers))
     draft.needs(*SLOTS)
     from_folder.biases(draft, "use_bias", *BIASES, default=True)
-    for name in ("norm_type", "mlp_type"):
-        draft.fields.assume(name, "layer_norm", "default")
+    for name in ("norm_type", "mlp_type", "scale_attn_weights"):
+        draft.fields.assume(name, "layer_norm", "default", True)
+    for name in ("activation_function", "layer_norm_epsilon", *SOFTMAX):
+        draft.fields.get(name)  # said again in other fields, or of other precisions
     for slot, name in (("up", "c_fc"), ("down", "c_proj")):
         draft.place(slot, f"model.layers.{{layer}}.mlp.{name}.weight")
         draft.place(f"{slot}_bias", f"model.layers.{{layer}}.mlp.{name}.bias")

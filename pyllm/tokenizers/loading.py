@@ -83,12 +83,19 @@ def _from_json(spec: dict[str, Any], source: str, facts: FolderFacts) -> Tokeniz
     from pyllm.tokenizers.huggingface import JsonTokenizer, completed
 
     spec = completed(spec, facts, source)
-    model = spec["model"]
-    if isinstance(model, dict) and model.get("type") == "WordPiece":
+    if _is_wordpiece(spec["model"]):
         from pyllm.tokenizers.wordpiece import WordPieceTokenizer
 
         return WordPieceTokenizer(spec, source, facts)
     return json_merges.read(spec, source, facts) or JsonTokenizer(spec, source, facts)
+
+
+def _is_wordpiece(model: Any) -> bool:
+    """Older files do not name the type; no other type has a longest word."""
+    if not isinstance(model, dict):
+        return False
+    kind = model.get("type")
+    return kind == "WordPiece" or (kind is None and "max_input_chars_per_word" in model)
 
 
 def looks_like_sentencepiece(data: bytes) -> bool:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pyllm.errors import TokenizerError
 from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.folder import FolderFacts
 from pyllm.tokenizers.huggingface import NO_FACTS, check_added_id
-from pyllm.tokenizers.scored import byte_value
+from pyllm.tokenizers.model_proto import BYTE, NORMAL, plain_merges
+from pyllm.tokenizers.scored import byte_value, in_one_buffer
 from pyllm.tokenizers.unigram import encode_with
+
+if TYPE_CHECKING:
+    from pyllm._core import NativeBPE
 
 SPACE = "\u2581"  # how SentencePiece writes a space inside pieces
 WITHOUT_PREFIX = b"\x1a\x02\x18\x00"  # behind a model, a second NormalizerSpec, which only says: add_dummy_prefix = 0
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A vocabulary that the library itself reads, with its own normalisation."""
+    """A vocabulary that the library itself reads, with its own normalisation. Where that does nothing, and pieces are
+    merged by their scores, as in Llama 2's, C merges them: to the same ids, many times as fast.
+    """
 
     def __init__(self, data: bytes, source: str, facts: FolderFacts = NO_FACTS) -> None:
         self._library, self._pieces = _load(data, source)
         self._n_own = len(self._pieces)
+        self._data = data
         prefix = " " if self._library.normalize("a").startswith(SPACE) else ""
         first_only = bool(prefix) and not facts.flag("legacy", True)
         self._later = _load(data + WITHOUT_PREFIX, source)[0] if first_only else self._library
@@ -86,6 +96,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode_stretches(self, stretches: Sequence[Stretch], threads: int) -> Sequence[Sequence[int]]:
         """The library begins every stretch with the prefix; so it must, unless only a text's first one has it."""
+        merges = self._merges
+        if merges:
+            return merges.encode_batch([self._to_pieces(text, at_start) for text, at_start in stretches], threads)
         if self._later is self._library or all(stretch.at_start for stretch in stretches):
             ids = encode_with(self._library, [stretch.text for stretch in stretches], threads)
         else:
@@ -93,8 +106,34 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._checked(one) for one in ids] if self._never_from_text else ids
 
     def _encode_text(self, text: str) -> list[int]:
+        if self._merges:
+            return self._merges.encode(self._to_pieces(text, True))
         ids: list[int] = self._library.encode(text)
         return self._checked(ids) if self._never_from_text else ids
+
+    def _to_pieces(self, text: str, at_start: bool) -> bytes:
+        """A stretch in the alphabet of the pieces, as the library has it before it merges."""
+        prefix = self._traits.prefix if at_start or self._later is self._library else ""
+        return (prefix + text).replace(" ", SPACE).encode()
+
+    @cached_property
+    def _merges(self) -> NativeBPE | None:
+        """None where the library is needed."""
+        from pyllm._core import NativeBPE  # here: decoding works without the extension
+
+        pieces = None if self._never_from_text else plain_merges(self._data)
+        if pieces is None:
+            return None
+        byte_ids = np.full(256, -1, np.int32)
+        for token, kind in enumerate(pieces.types):
+            byte = byte_value(pieces.texts[token].decode("utf-8", "replace")) if kind == BYTE else None
+            if byte is not None:
+                byte_ids[byte] = token
+        mergeable = np.array([kind == NORMAL for kind in pieces.types], np.uint8)
+        scores = np.array(pieces.scores, np.float32)
+        if (byte_ids < 0).any():
+            return None
+        return NativeBPE(in_one_buffer(pieces.texts), mergeable, scores=scores, byte_ids=byte_ids)
 
     def _checked(self, ids: list[int]) -> list[int]:
         if not self._never_from_text.isdisjoint(ids):

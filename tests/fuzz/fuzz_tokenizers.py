@@ -120,7 +120,7 @@ def message(number: int, data: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(data)) + data
 
 
-def tokenizer_model() -> bytes:
+def tokenizer_model(normalizer: bytes = b"") -> bytes:
     """SentencePiece's ModelProto: pieces with score and type, a trainer's and a normaliser's settings."""
     out = b""
     for i, piece in enumerate([*fixed_pieces(), "\u2581", "a", "t", "h", "e", "th", "the", "\u2581the"]):
@@ -128,7 +128,12 @@ def tokenizer_model() -> bytes:
         fields = message(1, piece.encode()) + b"\x15" + struct.pack("<f", -float(i)) + b"\x18" + varint(kind)
         out += message(1, fields)
     trainer = b"\x18\x02" + varint(35 << 3) + b"\x01" + varint(40 << 3) + b"\x00"  # BPE, byte fallback, id of <unk>
-    return out + message(2, trainer) + message(3, message(1, b"identity"))
+    return out + message(2, trainer) + message(3, message(1, b"identity") + normalizer)
+
+
+def merged_model() -> bytes:
+    """One that asks for merges and nothing else: no white space is removed."""
+    return tokenizer_model(varint(4 << 3) + b"\x00")
 
 
 def byte_pieces() -> list[str]:
@@ -239,6 +244,7 @@ def seeds() -> dict[str, bytes]:
     return {
         "tokenizer.bin": tokenizer_bin(),
         "tokenizer.model": tokenizer_model(),
+        "merged.model": merged_model(),
         "tokenizer.json": tokenizer_json(),
         "text.json": text_json(),
         "byte-level.gguf": gguf(byte_level),
