@@ -198,7 +198,7 @@ class Generation:
         self._position = -1  # where the stepper must be: anything else means that someone moved it
         self._cached = 0
         self._asked, self._started = False, 0.0
-        self._begun = False
+        self._begun, self._stepping = False, 0  # the thread that began
         self._batch: Together | None = None
         if plan.max_tokens == 0:
             self._finish("length")
@@ -342,7 +342,7 @@ class Generation:
             self.begin()
             return self.complete()
         except BaseException:
-            if self._begun:  # Ctrl-C between the two
+            if self._begun and self._stepping == threading.get_ident():  # Ctrl-C between the two
                 self._abort()
             raise
 
@@ -353,6 +353,7 @@ class Generation:
         if not self._lock.acquire(blocking=False):
             raise SessionBusyError("another thread is iterating over this generation")
         try:
+            self._stepping = threading.get_ident()
             self._started = time.perf_counter()
             self._asked = self._ask()
             self._begun = True

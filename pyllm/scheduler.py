@@ -199,6 +199,10 @@ class Scheduler:
                 self._leading.clear()
                 self._hand_over()
 
+    def leave(self, seat: Seat) -> None:
+        """It will not come back soon."""
+        self._away.pop(seat, None)
+
     def withdraw(self, seat: Seat) -> None:
         """Take a seat out, whatever it has asked for. Returns once no pass uses its session."""
         seat.stopped, seat.poll, seat.before = True, _never, tuple

@@ -101,7 +101,6 @@ class Session:
         self._tokens = list(tokens)  # those past the native position were drawn, and are evaluated by the next call
         self._seat = Seat(native)
         self._asked = _Asked()
-        self._in_question = False  # between `ask` and `answer`
         self._guess = Guess()  # what was evaluated beyond `tokens`
         self._length = 0  # of the text that the last evaluation was for
         self._lock = threading.Lock()
@@ -311,7 +310,6 @@ class Session:
         self._enter()
         try:
             self._begin(tokens, lambda: self._closing or self._model.closed or poll(), guess)
-            self._in_question = True
         except BaseException:
             self._leave()
             raise
@@ -326,16 +324,13 @@ class Session:
         try:
             return self._finish()
         finally:
-            self._in_question = False
             self._leave()
 
     def abandon(self) -> None:
-        """Take back an `ask` that was not answered, if there is one."""
+        """Take back an `ask` that was not answered."""
         self._model.scheduler.withdraw(self._seat)
-        if self._in_question:
-            self._in_question = False
-            self._go_back(self._asked)
-            self._leave()
+        self._go_back(self._asked)
+        self._leave()
 
     def share(self, prefixes: Prefixes) -> None:
         """Let texts that begin alike have what was evaluated so far; the session goes on with it, too."""
@@ -566,6 +561,7 @@ class Steps:
         self._session = session
         self._speculation = speculation
         self._prompt = True  # the tokens asked for are the prompt
+        self._in_question = False  # between `ask` and `answer`
         self.pool = pool
         self.cached = 0
 
@@ -588,10 +584,12 @@ class Steps:
         if self._speculation and not tokens and not session.foreseen:
             guess = self._speculation.draft(session.text, session.guessed_right, poll)
         session.ask(tokens, poll, guess)
+        self._in_question = True
 
     def answer(self) -> Logits | None:
         """See `Session.answer`."""
         assert self._session is not None
+        self._in_question = False
         logits, seat = self._session.answer(), self._session.seat
         if self._speculation and seat.seconds and not self._prompt:
             self._speculation.passed(seat.seconds, seat.alone)
@@ -604,8 +602,10 @@ class Steps:
 
     def release(self) -> None:
         """Leave the session alone."""
-        if self._session is not None:
+        if self._session is not None and self._in_question:
             self._session.abandon()
+        elif self._session is not None:
+            self.pool.leave(self._session.seat)
 
 
 class OwnSteps(Steps):

@@ -458,6 +458,23 @@ def test_fork_while_threads_share_passes(model: pyllm.Model) -> None:
             worker.join(30)
 
 
+def test_a_session_refuses_a_second_reader_and_the_first_goes_on(slow: pyllm.Model) -> None:
+    long = np.random.default_rng(1).integers(3, 300, 1500).tolist()
+    expected = slow.generate(long, max_tokens=3, sampler=GREEDY).tokens
+    with slow.session() as session:
+        found: list[list[int]] = []
+        reader = threading.Thread(
+            target=lambda: found.append(session.generate(long, max_tokens=3, sampler=GREEDY).tokens)
+        )
+        reader.start()
+        time.sleep(0.2)
+        second = session.generate([5], max_tokens=1)
+        with pytest.raises(pyllm.SessionBusyError):
+            second.tokens  # noqa: B018
+        reader.join(60)
+        assert found == [expected]
+
+
 # ---- little memory ---------------------------------------------------------------------------------------------------
 
 

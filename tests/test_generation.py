@@ -305,6 +305,7 @@ def test_a_second_thread_is_refused() -> None:
     assert bench.stepper.started.wait(5)
     with pytest.raises(SessionBusyError, match="another thread"):
         next(bench.generation)
+    assert bench.stepper.released == 0  # the first goes on
     bench.generation.close()
     reader.join(5)
 
