@@ -70,9 +70,10 @@ def test_quantised_weights(folder: Path, type_id: int, precision: str, planes: i
     config, weights = read_weights(path)
     exact, rounded = forward(config, weights, IDS), forward(config, weights, IDS, planes=planes)
     y, shift = logits(path, IDS, precision), off(rounded, exact)
-    assert ROUNDING < shift < {2: 5e-4, 1: 0.1}[planes]
-    assert off(y, exact) < 2 * shift
-    assert off(y, rounded) < 2 * shift
+    assert {2: 1e-6, 1: ROUNDING}[planes] < shift < {2: 5e-4, 1: 0.1}[planes]
+    visible = max(shift, ROUNDING)  # what two planes round away of some types is less than fp32 does
+    assert off(y, exact) < 2 * visible
+    assert off(y, rounded) < 2 * visible
     if planes == 1:
         assert np.mean((y - rounded) ** 2) < 0.5 * np.mean((rounded - exact) ** 2)
 
