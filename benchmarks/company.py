@@ -68,10 +68,10 @@ def measure(
     open_engine: Open, names: Sequence[str], setup: Setup, trial: Trial, rounds: int, patience: float
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A row of medians for each engine, over the rounds that began on a quiet machine, or all where none did; and why
-    others failed.
+    others failed. Engines with a number of threads of their own ("ENGINE@1") are left out: each is tried with one.
     """
     rows, failures = [], {}
-    for name in names:
+    for name in (name for name in names if "@" not in name):
         try:
             with workers(open_engine, [name, name, f"{name}@1"], setup) as opened:
                 if not opened[0].can(trial):

@@ -208,9 +208,9 @@ def announce(trial: Trial, threads: int, able: dict[Worker, float], rounds: int)
 
 def table(record: dict[str, Any]) -> str:
     """The record's figures as Markdown tables."""
-    peers, closeness = record["peers"], record["fidelity"]
-    columns = ["test", "threads", "engine", "median", "range", "of the ceiling", "samples", "top-1 kept"]
-    lines = [row_of([*columns, *(f"× {peer}" for peer in peers)]), "|" + "---|" * (len(columns) + len(peers))]
+    closeness = record["fidelity"]
+    columns = ["test", "threads", "engine", "median", "range", "of the ceiling", "samples", "top-1 kept", "× best peer"]
+    lines = [row_of(columns), "|" + "---|" * len(columns)]
     for row in record["results"]:
         close = closeness.get(row["engine"].partition("@")[0])
         unit, digits = (" s", 3) if row.get("unit") == "s" else ("", 1)
@@ -223,7 +223,7 @@ def table(record: dict[str, Any]) -> str:
             rate(row),
             f"{row['condition']}, {row['counted']} of {row['samples']}",
             f"{close['top1_kept']:.2%}" if close else "",
-            *(ratio(row["ratios"].get(peer)) for peer in peers),
+            against_best(row["ratios"]),
         ]
         lines.append(row_of(cells))
     parts = ["\n".join(lines)]
@@ -249,12 +249,13 @@ def rate(row: dict[str, Any]) -> str:
     return f"{row['gmac_per_second']:,.0f} GMAC/s" if "gmac_per_second" in row else ""
 
 
-def ratio(found: dict[str, Any] | None) -> str:
-    """A ratio with its interval; in brackets where its pairs do not stand."""
-    if found is None:
+def against_best(ratios: dict[str, dict[str, Any]]) -> str:
+    """The smallest of the ratios to peers, with its interval; in brackets where its pairs do not stand."""
+    if not ratios:
         return ""
+    peer, found = min(ratios.items(), key=lambda item: item[1]["median"])
     words = f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-    return words if found["stands"] else f"[{words}]"
+    return f"{words if found['stands'] else f'[{words}]'} {peer}"
 
 
 def memory_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -250,16 +250,14 @@ def measure(path: Path, text: str, rounds: int) -> Row:
     )
 
 
-def show(rows: Sequence[Row]) -> None:
-    """The table."""
-    print("vocabulary, pieces, peer | load s | short us | text MB/s | batch MB/s | growth | ids")
-    for row in rows:
-        figures = [f"{row.load:.2f} ({row.load_peer:.2f})"]
-        for name in ("short", "text", "batch"):
-            mine, other, times = (getattr(row, name + end) for end in ("", "_peer", "_times"))
-            figures.append(f"{mine:.1f} ({other:.1f}), {times:.1f} times")
-        figures += [f"{row.growth:.2f} ({row.growth_peer:.2f})", "equal" if row.ids else "DIFFERENT"]
-        print(f"{row.vocabulary}, {row.pieces}, {row.peer} | {' | '.join(figures)}", flush=True)
+def line(row: Row) -> str:
+    """A row of the table."""
+    figures = [f"{row.load:.2f} ({row.load_peer:.2f})"]
+    for name in ("short", "text", "batch"):
+        mine, other, times = (getattr(row, name + end) for end in ("", "_peer", "_times"))
+        figures.append(f"{mine:.1f} ({other:.1f}), {times:.1f} times")
+    figures += [f"{row.growth:.2f} ({row.growth_peer:.2f})", "equal" if row.ids else "DIFFERENT"]
+    return f"{row.vocabulary}, {row.pieces}, {row.peer} | {' | '.join(figures)}"
 
 
 def main() -> None:
@@ -272,11 +270,15 @@ def main() -> None:
     text = texts()
     with tempfile.TemporaryDirectory() as folder:
         paths = arguments.vocabularies or [catalogue.resolve("smollm2-135m"), *trained(Path(folder), text)]
-        rows = [measure(path, text, arguments.rounds) for path in paths]
+        rows = []
+        if not arguments.json:
+            print("vocabulary, pieces, peer | load s | short us | text MB/s | batch MB/s | growth | ids")
+        for path in paths:
+            rows.append(measure(path, text, arguments.rounds))
+            if not arguments.json:
+                print(line(rows[-1]), flush=True)
     if arguments.json:
         print(json.dumps({"machine": conditions.machine(), "rows": [asdict(row) for row in rows]}, indent=1))
-    else:
-        show(rows)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import TokenizerError
@@ -28,17 +29,24 @@ _TAKES_TOOLS = re.compile(r"\b(?:xml_)?tools\b")
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None,
+    *,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], Reader | None]:
     """The ids of a conversation with its answer's turn opened; and, where there are tools, what reads the answer.
 
-    Raises `TokenizerError` where there is no chat template, or it takes no tools and some are given.
+    `documents` and `template_options`: for the template, see `encode_chat`'s `documents` and `variables`. Raises
+    `TokenizerError` where there is no chat template, or it takes no tools and some are given.
     """
     from pyllm.tokenizers.chat import choose_template, encode_chat  # here: templates need jinja2, slow to import
 
+    encode = partial(encode_chat, tokenizer, documents=documents, variables=template_options)
     described = [tool_of(tool) for tool in tools or ()]
     if not described:
-        return encode_chat(tokenizer, messages), None
+        return encode(messages), None
     template = choose_template(tokenizer, None, with_tools=True)
     if not _TAKES_TOOLS.search(template):
         raise TokenizerError("the model's chat template takes no tools: the model was not made to call any")
@@ -47,9 +55,9 @@ def encode_conversation(
     if row and row.one_a_message and usable:
         messages = [part for message in messages for part in _apart(message, messages)]
     if row and row.in_system_message and usable:
-        ids = encode_chat(tokenizer, _with_tools(messages, described))
+        ids = encode(_with_tools(messages, described))
     else:
-        ids = encode_chat(tokenizer, messages, tools=described)
+        ids = encode(messages, tools=described)
 
     def read(before: Sequence[int], tokens: Sequence[int]) -> Reply:
         if row is None:

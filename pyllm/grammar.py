@@ -170,21 +170,23 @@ class _Described:
     """What llguidance asks of a tokenizer: the bytes of each token, and how text becomes tokens."""
 
     def __init__(self, tokenizer: Tokenizer, size: int, ends: frozenset[int]) -> None:
-        special = tokenizer.control_ids | ends
+        known = range(min(size, tokenizer.vocab_size))  # a tokenizer may have tokens that the model lacks, or lack some
+        special = (tokenizer.control_ids | ends).intersection(known)
         self.special_token_ids = sorted(special)
         self.eos_token_id, self.bos_token_id = min(ends), tokenizer.bos_id
         self.tokens = [
             tokenizer.special_text(token).encode() if token in special else tokenizer.token_bytes(token)
-            for token in range(tokenizer.vocab_size)
+            for token in known
         ]
-        self.tokens += [b""] * (size - tokenizer.vocab_size)  # ids that pad a model's vocabulary
+        self.tokens += [b""] * (size - len(self.tokens))
         self._tokenizer = weakref.proxy(tokenizer)  # this is kept for as long as the tokenizer lives
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Ids of a text in the middle of another: `_BEFORE` is no token, and stands where one would."""
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        parts = self._tokenizer.split_user_defined(text)
-        ids: list[int] = self._tokenizer.encode_parts([_BEFORE, *parts])
+        ids: list[int] = self._tokenizer.encode_parts([_BEFORE, *self._tokenizer.split_user_defined(text)])
+        if max(ids) >= len(self.tokens):
+            ids = self._tokenizer.encode_parts([_BEFORE, text])
         return ids[1:]
 
 
@@ -201,6 +203,7 @@ def constrained(
     """`sampler` kept to `grammar`, for one text of a model with `vocab_size` logits whose texts end at `ends`."""
     if tokenizer is None:
         raise TokenizerError("a grammar needs a tokenizer, and this model has none: give load() a tokenizer=")
+    ends = frozenset(end for end in ends if end < vocab_size)
     if not ends:
         raise TokenizerError("a grammar needs a token that ends a text, and this model's vocabulary names none")
     known = _vocabularies.setdefault(tokenizer, {})

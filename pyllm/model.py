@@ -16,12 +16,13 @@ import numpy as np
 
 from pyllm import _core, architectures, formats
 from pyllm.adapters import Adapter, open_adapter, pairs_of
+from pyllm.architectures.binding import SINGLE
 from pyllm.batching import Batch
 from pyllm.conversation import encode_conversation
 from pyllm.embedding import POOLINGS, embed, pooling_of
 from pyllm.errors import ClosedError, ContextLengthError, PyllmError, TokenizerError, UnsupportedModelError
 from pyllm.formats.folder import FORMAT as FOLDER_FORMAT
-from pyllm.formats.weight_types import MAKEABLE, type_name
+from pyllm.formats.weight_types import FLOATS, MAKEABLE, type_name
 from pyllm.loading import bind_all, dequantized
 from pyllm.machine import available_threads
 from pyllm.prefixes import Prefixes
@@ -92,8 +93,9 @@ def load(
     `threads`: None means as many as this process may really use (`machine.available_threads`).
     `context_length`: positions of a session that asks for none; None means what the model was made for.
     `precision`: "high" (16-bit activations, the model's own answer) or "fast" (8-bit, about twice the prefill rate).
-    `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16, but f32 for llama2.c's files, so that their
-    texts are run.c's to the letter, and for encoders, which keep none.
+    `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16 beside quantised weights; f32 beside
+    weights that are floats, where nothing else is rounded, and for llama2.c's files, whose texts are run.c's to the
+    letter.
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
     `dtype`: a weight type such as "q8_0" or "q4_k" that matrices stored as F32, F16 or BF16 are quantised to while they
     are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
@@ -124,8 +126,8 @@ def load(
     checkpoint = formats.open_checkpoint(find(source, progress))
     try:
         config = architectures.describe(checkpoint)
-        kv_dtype = kv_dtype or ("f32" if checkpoint.format == "llama2c" or not config.causal else "f16")
         bindings = architectures.bindings(checkpoint, config)
+        kv_dtype = kv_dtype or _usual_kv_dtype(checkpoint, bindings, dtype)
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
         try:
@@ -329,6 +331,8 @@ class Model:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
         max_tokens: int | None = 256,
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
@@ -344,11 +348,15 @@ class Model:
 
         Text of a message is always text: it cannot become a control token. Options as for `generate`. `tools`: what the
         model may ask to have called: functions (see `tools.describe`), or descriptions of them as JSON Schema. The
-        calls are in the reply's `tool_calls`; `tools.run` makes them and goes on. Raises `TokenizerError` where the
-        model has no chat template, or one that takes no tools.
+        calls are in the reply's `tool_calls`; `tools.run` makes them and goes on. `documents`: texts to answer from,
+        for templates that take them. `template_options`: what else the template knows, such as
+        `{"enable_thinking": False}`; names it does not know do nothing. Raises `TokenizerError` where the model has no
+        chat template, or one that takes no tools.
         """
         self.check_open()
-        ids, reader = encode_conversation(self.need_tokenizer(), messages, tools)
+        ids, reader = encode_conversation(
+            self.need_tokenizer(), messages, tools, documents=documents, template_options=template_options
+        )
         options = Options(
             max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
         )
@@ -709,6 +717,12 @@ def _sample_seed(sampler: Sampler, seed: int | None, i: int) -> int | None:
 def _check_choice(name: str, value: object, choices: Collection[object]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def _usual_kv_dtype(checkpoint: Checkpoint, bindings: Iterable[Binding], dtype: str | None) -> str:
+    """Half precision where activations are rounded as well; on float weights it alone would move the answer."""
+    quantised = any(b.rows > 1 and b.slot not in SINGLE and b.tensor.type_id not in FLOATS for b in bindings)
+    return "f16" if checkpoint.format != "llama2c" and (quantised or dtype) else "f32"
 
 
 def _absolute(adapters: AdapterPaths) -> list[tuple[str, float]]:

@@ -137,7 +137,15 @@ class Pyllm:
     def __init__(self, setup: Setup, precision: str) -> None:
         import pyllm
 
-        self.model: Any = pyllm.load(setup.model, threads=setup.threads, precision=precision, tokenizer=setup.tokenizer)
+        self.model = pyllm.load(
+            setup.model,
+            threads=setup.threads,
+            precision=precision,
+            tokenizer=setup.tokenizer,
+            # What guesses and kept prefixes gain depends on the text; and here the same prompt comes again and again.
+            speculation=False,
+            prefix_cache=None,
+        )
         self._session = self.model.session(setup.context_length)
 
     @property
@@ -154,8 +162,7 @@ class Pyllm:
 
     def logits(self, ids: Sequence[int]) -> Floats:
         """See `Engine`."""
-        rows: Floats = self.model.logits(ids)
-        return rows
+        return self.model.logits(ids)
 
     def prefill(self, ids: Sequence[int]) -> Taken:
         """See `Engine`."""

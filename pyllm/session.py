@@ -239,6 +239,8 @@ class Session:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Callable[..., Any] | Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
         max_tokens: int | None = 256,
         sampler: Sampler | None = None,
         stop: str | Sequence[str] = (),
@@ -254,7 +256,9 @@ class Session:
         The session goes back, at once, to where its tokens and the conversation's part; what they begin with in common
         is not read again.
         """
-        ids, reader = encode_conversation(self._model.need_tokenizer(), messages, tools)
+        ids, reader = encode_conversation(
+            self._model.need_tokenizer(), messages, tools, documents=documents, template_options=template_options
+        )
         options = Options(
             max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation, reader
         )

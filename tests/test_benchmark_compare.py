@@ -167,7 +167,7 @@ def test_an_engine_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
 
 def test_compare(compare: ModuleType, tiny: str, tmp_path: Path, hasty: None, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "record.json"
-    tests = ("prefill", "decode", "depth", "text", "cold", "memory", "fidelity")
+    tests = ("prefill", "decode", "depth", "batch", "text", "cold", "memory", "fidelity")
     arguments = [tiny, "--engine", "pyllm:high", "--peer", "pyllm:fast", "--peer", "openvino:int8", "--json", str(out)]
     arguments += ["--threads", "1", "--rounds", "1", "--prompt", "8", "--generate", "4", "--depth", "8"]
     for test in tests:
@@ -175,7 +175,7 @@ def test_compare(compare: ModuleType, tiny: str, tmp_path: Path, hasty: None, ca
     compare.main(arguments)
     record = json.loads(out.read_text())
     found = [(row["test"], row["engine"]) for row in record["results"]]
-    names = ("prefill 8", "decode 4", "decode 4 at 8", "text 4", "cold start")
+    names = ("prefill 8", "decode 4", "decode 4 at 8", "batch 8 × 4", "text 4", "cold start")
     assert found == [(test, engine) for test in names for engine in ("pyllm:high", "pyllm:fast")]
     assert len(record["samples"]) == 4 * len(names)
     assert all(0 < row["low"] <= row["median"] <= row["high"] for row in record["results"])
@@ -187,6 +187,15 @@ def test_compare(compare: ModuleType, tiny: str, tmp_path: Path, hasty: None, ca
     shown = capsys.readouterr().out
     assert shown.count("| pyllm:high |") == len(names) + 1
     assert f"openvino:int8, opening: {failure['reason']}" in shown
+
+
+def test_the_table_names_the_peer_that_is_hardest_to_beat(compare: ModuleType) -> None:
+    def found(median: float, stands: bool = True) -> dict[str, float | bool]:
+        return {"median": median, "low": 1.0, "high": 3.0, "pairs": 4, "stands": stands}
+
+    assert compare.against_best({"a": found(2.0), "b": found(1.5)}) == "1.50 (1.00 to 3.00) b"
+    assert compare.against_best({"a": found(1.25, stands=False), "b": found(1.5)}) == "[1.25 (1.00 to 3.00)] a"
+    assert compare.against_best({}) == ""
 
 
 def test_compare_leaves_out_what_is_too_long_for_the_model(compare: ModuleType, tiny: str) -> None:
@@ -206,7 +215,7 @@ def test_compare_ends_where_pyllm_itself_fails(compare: ModuleType, tmp_path: Pa
 def test_company(compare: ModuleType, tiny: str, hasty: None) -> None:
     company = importlib.import_module("company")
     setup, trial = Setup(Path(tiny), 2, 8), comparing.decode(8)
-    rows, failures = company.measure(open_engine, ["pyllm:high", "pyllm:slow"], setup, trial, 1, 0.0)
+    rows, failures = company.measure(open_engine, ["pyllm:high", "pyllm:high@1", "pyllm:slow"], setup, trial, 1, 0.0)
     assert list(failures) == ["pyllm:slow"]
     (row,) = rows
     situations = ("alone", "one_thread", "beside_loop", "one_thread_beside_loop", "two_together")

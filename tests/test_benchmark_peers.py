@@ -133,6 +133,15 @@ def test_decoding_goes_on_from_the_same_context(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_a_batch_is_read_anew_each_time_and_ends_nowhere_early(tmp_path: Path) -> None:
+    engine = Pyllm(Setup(tiny_llama(tmp_path / "tiny.gguf", Q4_0), 1, 64), "high")
+    prompts = [list(range(i, i + 40)) for i in range(3)]
+    assert [engine.batch(prompts, 5).tokens for _ in range(2)] == [15, 15]
+    generations = engine.model.generate_batch(prompts, max_tokens=1)
+    assert [len(g.tokens) and g.stats.cached_tokens for g in generations] == [0, 0, 0]
+    engine.close()
+
+
 def test_shapes(tmp_path: Path) -> None:
     shapes = importlib.import_module("shapes")
     shapes.main(["260k", str(tmp_path / "m.bin")])

@@ -26,8 +26,9 @@ from pyllm.formats import Checkpoint, open_checkpoint
 REFUSED = {
     "falcon-sequential": "attn_qkv.bias",
     "gemma2-scalar": "attention_scale",
+    "gpt2-unscaled": "attention_scale",
     "llama-dynamic": "rope.scaling.attn_factor",
-    "mistral": "attention.sliding_window",
+    "ministral": "no place for layers",
     "olmo3": "'olmo3' models cannot be written",
     "qwen2-window": "attention.sliding_window",
     "qwen2_moe-sparse": "attention.sliding_window",

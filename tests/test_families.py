@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import random
+import sys
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import MISSING, fields, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,10 @@ import pyllm
 from pyllm import _core, architectures, formats, loading
 from pyllm.config import LayerConfig, ModelConfig
 from pyllm.errors import ModelFormatError, PyllmError, UnsupportedModelError
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "fuzz"))
+
+import fuzz_folders
 
 TABLE = json.loads((GOLDEN / "families.json").read_text())
 MODELS: dict[str, dict[str, Any]] = TABLE["models"]
@@ -107,7 +113,7 @@ def run(config: ModelConfig, path: Path) -> Array:
 def test_every_switch_matters(name: str, tmp_path: Path) -> None:
     """The tiny models would notice a switch that is not carried out: each of them changes more than the tolerance."""
     path = folder_of(name, tmp_path)
-    with closing(formats.open_checkpoint(path)) as checkpoint:
+    with contextlib.closing(formats.open_checkpoint(path)) as checkpoint:
         config = architectures.describe(checkpoint)
     right = log_softmax(run(config, path))
     usual = {**SWITCHES, "attention_scale": config.head_dim**-0.5} if config.attention_scale else SWITCHES
@@ -242,6 +248,18 @@ def test_rope_as_transformers_4_writes_it(tmp_path: Path) -> None:
         assert logits_of(edit_config(path, **old)).tobytes() == before.tobytes(), name
 
 
+def test_the_length_of_a_text_decides_between_factors(tmp_path: Path) -> None:
+    """LongRoPE's short factors hold up to the original length, to the token."""
+    path, tokens = folder_of("phi3-long", tmp_path), TABLE["tokens"]
+    rope = MODELS["phi3-long"]["config"]["rope_parameters"]
+    with pyllm.load(path, threads=1) as model:
+        within, beyond = model.logits(tokens[:16]), model.logits(tokens[:17])
+    edit_config(path, rope_parameters=rope | {"long_factor": rope["short_factor"]})
+    with pyllm.load(path, threads=1) as model:
+        assert within.tobytes() == model.logits(tokens[:16]).tobytes()
+        assert np.abs(beyond - model.logits(tokens[:17])).max() > TOLERANCES["f16"]
+
+
 #: Fields of published configs that the library's own classes do not write.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llama": {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
@@ -311,7 +329,7 @@ def test_four_bit_floats_of_gpt_oss(tmp_path: Path) -> None:
 
     edit_config(rewrite(path, pack), quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": []})
     table = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
-    with closing(formats.open_checkpoint(path)) as checkpoint:
+    with contextlib.closing(formats.open_checkpoint(path)) as checkpoint:
         config = architectures.describe(checkpoint)
         bound = {(b.slot, b.layer, b.expert): b for b in architectures.bindings(checkpoint, config)}
         for slot, name, start in (("gate", "gate_up", 0), ("up", "gate_up", 1), ("down", "down", 0)):
@@ -436,3 +454,18 @@ def test_no_index_leads_out_of_the_folder(file: object, tmp_path: Path) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelFormatError, match="weight_map is no object of file names in this folder"):
         pyllm.load(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_value_in_a_config_gives_a_model_or_an_error(name: str, tmp_path: Path) -> None:
+    """Law 6 for what each family reads: one value at a time is another one."""
+    path, rng = folder_of(name, tmp_path), random.Random(name)
+    config = json.loads((path / "config.json").read_text())
+    weights = memoryview((path / "model.safetensors").read_bytes())
+    for _ in range(40):
+        changed = fuzz_folders.another_value(rng, config)
+        if not isinstance(changed, dict):
+            continue
+        checkpoint = formats.folder.assemble(Path("x"), changed, [(Path("x/model.safetensors"), weights)], {})
+        with contextlib.suppress(PyllmError):  # nothing else may be raised
+            architectures.bindings(checkpoint, architectures.describe(checkpoint))

@@ -176,6 +176,7 @@ def test_bert_does_not_generate(tmp_path: Path) -> None:
         ("sentencepiece", "tokenizer_config", {"added_tokens_decoder": {"99999": {"content": "a"}}}, "far behind"),
         ("older files", "added_tokens", {"a": 1.5}, "1.5 is no id"),
         ("qwen 2 in plain files", "tokenizer_config", {"tokenizer_class": "XTokenizer"}, "'XTokenizer', of which"),
+        ("qwen 2 in plain files", "tokenizer_config", {"add_prefix_space": True}, "with add_prefix_space"),
         ("bert", "tokenizer_config", {"cls_token": "<cls>"}, "it lacks '<cls>'"),
     ],
 )

@@ -26,7 +26,7 @@ from tinygguf import Q8_0, Shape, llama_metadata, llama_tensors, tiny_llama, tin
 
 import pyllm
 from pyllm import Grammar, GrammarError, Sampler
-from pyllm.grammar import MOST_COMPILED, GrammarDraw, _vocabularies, _Vocabulary
+from pyllm.grammar import MOST_COMPILED, GrammarDraw, _vocabularies, _Vocabulary, constrained
 
 PROMPT = [5, 6, 7]
 SHAPE = Shape(context=2048)
@@ -391,6 +391,26 @@ def test_a_padded_vocabulary(tmp_path: Path) -> None:
             reply = model.generate(PROMPT, grammar=Grammar.regex(".{3,30}"), sampler=Sampler(top_p=1.0), seed=seed)
             assert max(reply.tokens) < 300
             assert re.fullmatch(".{3,30}", reply.text)
+
+
+def test_tokens_that_the_model_does_not_have(tmp_path: Path) -> None:
+    """A tokenizer may know more ids than the model: none of them is drawn, not even where its text is forced."""
+
+    def add(metadata: dict[str, Any]) -> None:
+        metadata["tokenizer.ggml.tokens"][299] = "forced"
+        metadata["tokenizer.ggml.token_type"][299] = 4  # user-defined: text becomes it wherever it stands
+
+    with with_vocabulary(tmp_path / "more.gguf", add) as model:
+        assert model.tokenizer is not None
+        assert model.tokenizer.encode("forced", bos=False)[-1] == 299
+        for size, wanted in ((300, True), (299, False), (295, False)):
+            grammar, ends = Grammar.regex("a forced move"), model.stop_ids | {10_000}
+            draw = constrained(Sampler.greedy().start(), grammar, model.tokenizer, size, ends)
+            ids, logits = list[int](), np.zeros(size, np.float32)
+            while not ids or ids[-1] not in model.stop_ids:
+                ids.append(draw.draw(logits))
+            assert (299 in ids) == wanted
+            assert b"".join(map(model.tokenizer.token_bytes, ids)) == b"a forced move"
 
 
 def test_control_tokens_are_no_text(tmp_path: Path) -> None:

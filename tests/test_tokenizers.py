@@ -7,6 +7,7 @@ import random
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,26 @@ def test_threads_share_a_tokenizer() -> None:
         for thread in work:
             thread.join()
         assert found == [expected] * 4
+
+
+def test_others_run_while_a_text_is_encoded() -> None:
+    """Encoding holds no lock of Python's: another thread gets its share of the processor meanwhile."""
+    tokenizer = made(byte_level_metadata())
+    text = "hello wo im en 123 " * 150_000
+    tokenizer.encode("a")  # makes the tables
+    spent = [0.0]
+
+    def encode() -> None:
+        start = time.thread_time()
+        tokenizer.encode(text)
+        spent[0] = time.thread_time() - start
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    start = time.thread_time()
+    while thread.is_alive():
+        pass
+    assert time.thread_time() - start > spent[0] / 10 > 0
 
 
 @settings(max_examples=300, deadline=None)

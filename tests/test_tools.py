@@ -425,6 +425,20 @@ def test_nothing_is_read_twice(hermes: pyllm.Model) -> None:
     assert stats[1][0] == stats[0][1]
 
 
+def test_templates_get_documents_and_options(tmp_path: Path) -> None:
+    template = "{{ documents[0].text if documents }}{{ mood }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    options: dict[str, Any] = {"documents": [{"text": "abc"}], "template_options": {"mood": "defg", "unknown": 1}}
+    with talking(tmp_path / "options.gguf", template) as model:
+        assert model.tokenizer is not None
+        ids = [encode_conversation(model.tokenizer, QUESTION, None, **more)[0] for more in ({}, options)]
+        assert model.tokenizer.decode(ids[1]) == "abcdefg" + model.tokenizer.decode(ids[0])
+        for talk in (model.chat, model.session().chat):
+            for number, more in enumerate(({}, options)):
+                reply = talk(QUESTION, max_tokens=1, **more)
+                list(reply)
+                assert reply.stats.prompt_tokens == len(ids[number])
+
+
 def test_a_session_gives_the_answer_of_a_new_one(hermes: pyllm.Model) -> None:
     session = hermes.session()
     first = session.chat(QUESTION, max_tokens=20, seed=1)

@@ -18,7 +18,7 @@ enum {
     CHAINS = 4,      /* k mod 4 */
     MAX_COLUMNS = 6, /* 12 sums, 2 weights, 1 activation: 15 of the 16 registers */
     PIECE = 256,     /* k: at most 16 KiB of weights and 6 KiB of activations */
-    AHEAD = 8192     /* bytes from a load to its prefetch */
+    AHEAD = 4096     /* bytes from a load to its prefetch */
 };
 
 typedef __m256 sums[MAX_COLUMNS][2]; /* (column, rows 0 to 7 and 8 to 15) */
@@ -66,7 +66,7 @@ PL_INLINE void store(int columns, sums sum[CHAINS], float *y, int64_t ldy, int a
 PL_INLINE void prefetch(pl_packing packing, const void *strip, int64_t k) {
     const int bytes_per_k = PL_STRIP * (packing == PL_PACK_F32 ? 4 : 2);
     PL_UNROLL for (int i = 0; i < CHAINS * bytes_per_k; i += 64) {
-        _mm_prefetch((const char *)strip + k * bytes_per_k + AHEAD + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)strip + k * bytes_per_k + AHEAD + i, _MM_HINT_T1);
     }
 }
 

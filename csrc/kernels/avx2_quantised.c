@@ -22,7 +22,7 @@ enum {
     HALVES = 2,      /* of a strip */
     GROUPS = 8,      /* of 4 k in a block */
     MAX_VECTORS = 4, /* columns times planes: 8 sums, 2 of codes, activations, products fit 16 registers */
-    AHEAD = 8192     /* bytes from a load to its prefetch */
+    AHEAD = 4096     /* bytes from a load to its prefetch */
 };
 
 /* ---- a block of a strip: 32 k, part j of a struct --------------------------------------------------------------- */
@@ -349,7 +349,7 @@ PL_INLINE void add_block(pl_packing packing, int planes, int columns, const void
 }
 
 PL_INLINE void prefetch(int64_t bytes, const void *p) {
-    PL_UNROLL for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
+    PL_UNROLL for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T1);
 }
 
 PL_INLINE acts_block start(const pl_acts *x, int64_t column) {

@@ -160,10 +160,21 @@ PL_INLINE fetch fetch_of(shape t, int strips, const uint8_t *strip, const pl_act
     return (fetch){pl_ahead(strip, strips * strip_bytes(t, x) + index * block_bytes(t)), tiles, index};
 }
 
-PL_INLINE fetch fetch_step(shape t, int strips, int64_t stride, fetch f) {
+/* Where memory is the limit, into the second cache only (pl_prefetch); all the way where a tile of many `dots` to a code
+ * would have to wait for that, or others have the lines to themselves later. */
+PL_INLINE fetch fetch_step(shape t, int strips, int dots, int64_t stride, fetch f) {
     if (f.wait > 0) return (fetch){f.from, f.period, f.wait - 1};
     PL_UNROLL
-    for (int r = 0; r < strips; r++) pl_prefetch(pl_ahead(f.from, r * stride), 0, block_bytes(t));
+    for (int r = 0; r < strips; r++) {
+        if (dots <= 8 && f.period == 1) {
+            pl_prefetch(f.from, r * stride, block_bytes(t));
+        } else {
+            PL_UNROLL
+            for (int i = 0; i < block_bytes(t); i += 64) {
+                _mm_prefetch((const char *)pl_ahead(f.from, r * stride + i), _MM_HINT_T0);
+            }
+        }
+    }
     return (fetch){pl_ahead(f.from, f.period * block_bytes(t)), f.period, f.period - 1};
 }
 
@@ -245,7 +256,7 @@ PL_INLINE void tile(shape t, int planes, int strips, int cols, const uint8_t *st
     for (int64_t b = 0; b < at.blocks; b += blocks_of(t), strip += t.bytes) {
         for (int j = 0; j < blocks_of(t); j++, at = next_block(at, planes)) {
             const block w[MOST_STRIPS] = {{strip, j}, {strip + stride, j}};
-            f = fetch_step(t, strips, stride, f);
+            f = fetch_step(t, strips, planes * cols, stride, f);
             PL_UNROLL
             for (int s = 0; s < steps_of(t); s++) step(t, planes, strips, cols, w, s, &at, sum);
         }

@@ -190,10 +190,10 @@ def _metadata(target: Target, c: ModelConfig, scaling: Mapping[str, Value]) -> d
         "attention.head_count": c.n_heads,
         "attention.head_count_kv": c.n_kv_heads,
         f"attention.{eps}": c.norm_eps,
-        "rope.dimension_count": c.rope_dims,
-        "rope.freq_base": c.rope_base,
         "vocab_size": c.vocab_size,
     }
+    if c.rope_dims:
+        out |= {"rope.dimension_count": c.rope_dims, "rope.freq_base": c.rope_base}
     if c.head_dim * c.n_heads != c.dim:
         out |= {"attention.key_length": c.head_dim, "attention.value_length": c.head_dim}
     if c.n_experts:

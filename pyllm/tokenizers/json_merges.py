@@ -115,7 +115,7 @@ class JsonMergesTokenizer(JsonVocabulary):
     @property
     def merges(self) -> list[str]:
         """The merges as the file has them, two pieces with a space between, the most frequent first."""
-        return [merge if isinstance(merge, str) else " ".join(merge) for merge in self._model["merges"]]
+        return _spaced(self._model["merges"])
 
     @cached_property
     def _merges(self) -> NativeBPE:

@@ -51,6 +51,8 @@ def _byte_level(folder: Path, facts: FolderFacts) -> dict[str, Any]:
             f"{folder}: a vocab.json of {name!r}, of which it is not known how text is cut into words (known: "
             f"{', '.join(CLASSES)}): give a tokenizer.json"
         )
+    if facts.flag("add_prefix_space", False):
+        raise TokenizerError(f"{folder}: a vocab.json with add_prefix_space, not known here: give a tokenizer.json")
     if not (folder / "merges.txt").is_file():
         raise TokenizerError(f"{folder}: a vocab.json without the merges.txt that belongs to it")
     vocabulary = read_object(folder / "vocab.json")

@@ -104,9 +104,9 @@ def mutations(data: bytes, rounds: int, seed: int) -> Iterator[bytes]:
     length = int.from_bytes(weights[:8], "little")
     for i in range(rounds):
         if i % 3 == 0:
-            yield join(json.dumps(_another_value(rng, json.loads(config))).encode(), weights)
+            yield join(json.dumps(another_value(rng, json.loads(config))).encode(), weights)
         elif i % 3 == 1:
-            header = json.dumps(_another_value(rng, json.loads(weights[8 : 8 + length]))).encode()
+            header = json.dumps(another_value(rng, json.loads(weights[8 : 8 + length]))).encode()
             yield join(config, len(header).to_bytes(8, "little") + header + weights[8 + length :])
         else:
             copy = bytearray(data)
@@ -114,7 +114,7 @@ def mutations(data: bytes, rounds: int, seed: int) -> Iterator[bytes]:
             yield bytes(copy)
 
 
-def _another_value(rng: random.Random, value: Any) -> Any:
+def another_value(rng: random.Random, value: Any) -> Any:
     """The same document with something else at one place in it."""
     if not isinstance(value, (dict, list)) or not value or rng.random() < 0.05:
         return rng.choice(VALUES)
@@ -123,7 +123,7 @@ def _another_value(rng: random.Random, value: Any) -> Any:
     if isinstance(copy, dict) and rng.random() < 0.15:
         copy[rng.choice(("x", "__metadata__", "sliding_window", "head_dim", "layer_types"))] = copy.pop(key)
     else:
-        copy[key] = _another_value(rng, copy[key])
+        copy[key] = another_value(rng, copy[key])
     return copy
 
 
