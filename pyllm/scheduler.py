@@ -33,7 +33,7 @@ Shares: TypeAlias = "list[tuple[Seat, int]]"  # of a pass: who takes part with h
 
 #: Prompt tokens in one pass: enough for full speed, few enough to be interrupted soon.
 CHUNK = 512
-#: The same where others wait for their next token, so that a long prompt does not stop them.
+#: The same where others wait for their next token or soon will, so that a long prompt does not stop them.
 CHUNK_IN_COMPANY = 128
 #: A sequence with no more than this to evaluate is not cut.
 SHORT = 32
@@ -42,6 +42,8 @@ MOST_SEQUENCES = 64
 #: Of the time of a pass: how long the next one is held back for sequences that were in it and come back quickly, and
 #: seconds at most. A sequence that misses a pass needs one of its own, so half of one is well spent.
 PATIENCE, LONGEST_PATIENCE = 0.5, 0.01
+#: Seconds for which one that got an answer counts as company.
+RECENT = 0.5
 #: Seconds without any progress after which a sequence has to give its memory to others, or is refused.
 RELIEF = 0.1
 #: Seconds after which a waiting thread looks around by itself, and after which a leader without a sign of life is no
@@ -82,17 +84,23 @@ class Seat:
         self.error: BaseException | None = None
         self.seconds, self.alone = 0.0, True
         self.under_way: _Pass | None = None
-        self.left, self.quick = 0.0, False  # when it was last settled; whether it came back soon the time before
+        self.absence = _Absence()
 
     def ask(
-        self, tokens: Sequence[int], n_logits: int, poll: Callable[[], bool], before: Callable[[], Sequence[int]]
+        self,
+        start: int,
+        tokens: Sequence[int],
+        n_logits: int,
+        poll: Callable[[], bool],
+        before: Callable[[], Sequence[int]],
     ) -> None:
         """What is wanted next. `poll` may be asked by any thread; once it has said True it must not change its mind.
 
-        `before`: the tokens that the session holds already, in case that it has to give its memory up meanwhile.
+        `start`: where the session stands. `before`: the tokens that it holds already, in case that it has to give its
+        memory up meanwhile.
         """
         self.tokens, self.n_logits, self.poll, self.before, self.at = tokens, n_logits, poll, before, 0
-        self.start, self.short, self.refused = self.session.position, None, False
+        self.start, self.short, self.refused = start, None, False
         self.ready, self.stopped, self.rows, self.error = False, False, None, None
         self.seconds, self.alone = 0.0, True
 
@@ -111,6 +119,15 @@ class Seat:
     def busy(self) -> bool:
         """Whether a forward pass is using the session now."""
         return self.under_way is not None and not self.under_way.over
+
+
+class _Absence:
+    """Of a sequence between an answer and its next question: since when, and whether the last one was short. It does
+    not refer to the session, which may be gone.
+    """
+
+    def __init__(self) -> None:
+        self.since, self.short = 0.0, False
 
 
 class _Pass:
@@ -144,8 +161,8 @@ class Scheduler:
     freed any. If not, the sequence waits until others have ended. Where nobody can go on, the youngest gives its memory
     up, and reads its text again later; where the oldest cannot go on even so, it is told.
 
-    Nothing here is locked: every change of the shared dictionaries is a single operation, and a signal handler may come
-    in between any two lines, generate text by itself, and find everything in order.
+    Nearly nothing here is locked: every change of the shared dictionaries is a single operation, and a signal handler
+    may come in between any two lines, generate text by itself, and find everything in order.
     """
 
     def __init__(self, model: NativeModel, make_room: Callable[[], bool]) -> None:
@@ -158,7 +175,8 @@ class Scheduler:
         self._waiting: dict[Seat, None] = {}  # in the order of their turns
         self._calls: dict[_Call, None] = {}
         self._leading: dict[str, _Call] = {}  # at most one, put there by setdefault: the first wins
-        self._away: dict[Seat, None] = {}  # of the last passes, quick to come back, not back yet
+        self._away: dict[_Absence, None] = {}  # those that may come back, the first that left first
+        self._claims = threading.RLock()  # whether a pass or its owner has a session; held for a few lines
         self._patience = 0.0
         self._progress = 0.0  # when the last pass ended
 
@@ -166,10 +184,10 @@ class Scheduler:
 
     def add(self, seat: Seat) -> None:
         """Put a seat that has asked for something among those that wait."""
-        if seat.left:
-            seat.quick = time.monotonic() - seat.left < self._patience
+        absence = seat.absence
+        absence.short = time.monotonic() - absence.since < self._patience
         self._waiting[seat] = None
-        if self._away.pop(seat, self) is None:
+        if self._away.pop(absence, self) is None:
             leader = self._leading.get("")
             if leader is not None and leader.lingers:
                 leader.bell.put(None)
@@ -184,7 +202,7 @@ class Scheduler:
             self._run_alone(items)
             return
         try:
-            for other in tuple(self._calls):
+            for other in tuple(self._calls) if self._calls else ():
                 if other.thread == call.thread:  # Ctrl-C ended it before it could say so
                     self._calls.pop(other, None)
             self._calls[call] = None
@@ -201,19 +219,20 @@ class Scheduler:
 
     def leave(self, seat: Seat) -> None:
         """It will not come back soon."""
-        self._away.pop(seat, None)
+        self._away.pop(seat.absence, None)
 
     def withdraw(self, seat: Seat) -> None:
         """Take a seat out, whatever it has asked for. Returns once no pass uses its session."""
-        seat.stopped, seat.poll, seat.before = True, _never, tuple
-        self._waiting.pop(seat, None)
-        self._away.pop(seat, None)
+        with self._claims:  # from here on no pass takes it
+            seat.stopped, seat.poll = True, _never
         interrupt: BaseException | None = None
         while seat.busy:  # for a layer or so; its session must not be touched before, not even after Ctrl-C
             try:
                 time.sleep(0.001)
             except BaseException as error:
                 interrupt = error
+        self._waiting.pop(seat, None)
+        self._away.pop(seat.absence, None)
         if not seat.ready:
             seat.settle(None)
         if interrupt is not None:
@@ -263,14 +282,22 @@ class Scheduler:
     def _linger(self, call: _Call) -> None:
         """Wait a little for those that were in the last pass and are known to come back soon."""
         call.lingers = True
-        while self._away:
-            first = next(iter(tuple(self._away)), None)
-            left = first.left + self._patience - time.monotonic() if first else 0.0
-            if left > 0:
-                self._rest(call, left)
-            else:
-                self._away.clear()
+        while True:
+            since = max((absence.since for absence in tuple(self._away) if absence.short), default=0.0)
+            left = since + self._patience - time.monotonic()
+            if left <= 0:
+                break
+            self._rest(call, left)
         call.lingers = False
+
+    def _in_company(self) -> bool:
+        """Whether one that is away had an answer a moment ago, and so may want the next one soon."""
+        now = time.monotonic()
+        for absence in tuple(self._away):
+            if now - absence.since < RECENT:
+                return True
+            self._away.pop(absence, None)
+        return False
 
     # ---- passes ------------------------------------------------------------------------------------------------------
 
@@ -279,8 +306,8 @@ class Scheduler:
         of each long prompt, in turns.
         """
         waiting = [seat for seat in tuple(self._waiting) if self._can_go_on(seat)]
-        if len(waiting) == 1:  # as mostly: the rest would come to the same
-            return [(waiting[0], _piece(len(waiting[0].tokens) - waiting[0].at, CHUNK, waiting[0].n_logits))]
+        if len(waiting) == 1 and len(waiting[0].tokens) - waiting[0].at <= SHORT:
+            return [(waiting[0], len(waiting[0].tokens) - waiting[0].at)]  # as mostly: the rest would come to the same
         shares: Shares = []
         room = CHUNK
         for seat in waiting:
@@ -289,14 +316,14 @@ class Scheduler:
                 shares.append((seat, left))
                 room -= left
         long = [seat for seat in waiting if len(seat.tokens) - seat.at > SHORT][: MOST_SEQUENCES - len(shares)]
-        room = min(room, CHUNK_IN_COMPANY) if shares else room
+        room = min(room, CHUNK_IN_COMPANY) if shares or (long and self._in_company()) else room
         each = max(room // len(long), SHORT) if long else 0
         for seat in long[: max(room // each, 1) if long else 0]:
             shares.append((seat, _piece(len(seat.tokens) - seat.at, each, seat.n_logits)))
         return shares
 
     def _can_go_on(self, seat: Seat) -> bool:
-        if seat.busy or self._dismissed(seat) or self._booked(seat):
+        if seat.busy or self._dismissed(seat):
             return False
         if seat.short is not None and self._model.kv_pages < seat.short:
             seat.short = None  # some were given back
@@ -318,27 +345,33 @@ class Scheduler:
             return any(seat.wants_to_stop() for seat, _ in shares)
 
         try:
-            for seat, _ in shares:
-                seat.under_way = now
+            shares = [(seat, n) for seat, n in shares if self._claim(seat, now) and not self._note(seat)]
+            if not shares:
+                return
             self._model.eval([_part(seat, n) for seat, n in shares], stop)
+            self._progress = time.monotonic()
+            self._patience = min(PATIENCE * (self._progress - started), LONGEST_PATIENCE)
+            for seat, _ in shares:
+                seat.seconds += self._progress - started
+                seat.alone = seat.alone and len(shares) == 1
+                self._note(seat)
         except Interrupted:
             return  # those that asked for it are dismissed before the next pass
         except Exception as error:
-            now.over = True
             self._recover(shares, error, call)
-            return
         finally:
             now.over = True
-        self._progress = time.monotonic()
-        self._patience = min(PATIENCE * (self._progress - started), LONGEST_PATIENCE)
-        for seat, _ in shares:
-            seat.seconds += self._progress - started
-            seat.alone = seat.alone and len(shares) == 1
-            self._booked(seat)
 
-    def _booked(self, seat: Seat) -> bool:
-        """Take note of what was evaluated; whether that is all. What tells is the session itself: Ctrl-C may have come
-        between a pass of another thread and its notes.
+    def _claim(self, seat: Seat, now: _Pass) -> bool:
+        """Whether the pass may use the session. From then on its owner does not touch it before the pass is over."""
+        with self._claims:
+            if not seat.stopped:
+                seat.under_way = now
+            return not seat.stopped
+
+    def _note(self, seat: Seat) -> bool:
+        """Take note of what was evaluated; whether there was anything. What tells is the session itself: Ctrl-C may
+        have come between a pass and its notes.
         """
         at = seat.session.position - seat.start
         if at == seat.at:
@@ -347,11 +380,10 @@ class Scheduler:
         self._waiting.pop(seat, None)
         if at < len(seat.tokens):
             self._waiting[seat] = None  # behind the others
-            return False
-        seat.left = self._progress
-        seat.settle(seat.session.rows(seat.n_logits))
-        if seat.quick:
-            self._away[seat] = None
+        else:
+            seat.settle(seat.session.rows(seat.n_logits))
+            seat.absence.since = self._progress
+            self._away[seat.absence] = None
         return True
 
     def _recover(self, shares: Shares, error: Exception, call: _Call) -> None:
@@ -378,14 +410,22 @@ class Scheduler:
         oldest, *others = sorted(short, key=lambda seat: seat.born)
         youngest = next((seat for seat in reversed(others) if seat.session.position > 0), None)
         if youngest is not None:
-            youngest.tokens = [*youngest.before(), *youngest.tokens]
-            youngest.at = youngest.start = 0
-            youngest.session.truncate(0)
-            youngest.session.expect(len(youngest.tokens))
-            youngest.short = self._model.kv_pages
+            self._take_memory(youngest)
         else:
             oldest.short, oldest.refused = None, True  # one last try
         self._progress = time.monotonic()
+
+    def _take_memory(self, seat: Seat) -> None:
+        """Empty a session: what it held is to be evaluated again, before what it has asked for."""
+        now = _Pass()
+        try:
+            if self._claim(seat, now):
+                seat.tokens, seat.at, seat.start = [*seat.before(), *seat.tokens], 0, 0
+                seat.session.truncate(0)
+                seat.session.expect(len(seat.tokens))
+                seat.short = self._model.kv_pages
+        finally:
+            now.over = True
 
     def _run_alone(self, items: Collection[Waitable]) -> None:
         """The same without the others, which are in the pass that this thread is in the midst of."""

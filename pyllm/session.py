@@ -455,15 +455,16 @@ class Session:
         self._asked = _Asked(taken, evaluated, guess)
         self._tokens.extend(ids)
         text = self._tokens
-        self._seat.ask([*text[evaluated:], *guess], 1 + len(guess), poll, lambda: text[:evaluated])
+        self._seat.ask(evaluated, [*text[evaluated:], *guess], 1 + len(guess), poll, lambda: text[:evaluated])
         self._model.scheduler.add(self._seat)
 
     def _expect(self, length: int) -> int:
         """How many positions hold for a text of `length` tokens: none where RoPE's factors are others at that length,
         so that all is to be evaluated again.
         """
-        self._native.expect(length)
         self._length = length
+        if self._model.config.rope_original > 0:
+            self._native.expect(length)
         return self._native.position
 
     def _longest_alike(self, length: int) -> int:
@@ -641,7 +642,8 @@ class OwnSteps(Steps):
         """Share the text, and close the session."""
         super().release()
         if self._session is not None:
-            with suppress(ClosedError):  # then there is nothing left to share
+            self.pool.withdraw(self._session.seat)
+            with suppress(ClosedError, SessionBusyError):  # or in the hands of a step that Ctrl-C ended
                 self._session.share(self._prefixes)
             self._session.close()
 
