@@ -366,8 +366,9 @@ PL_INLINE void put(float *y, __m256 sum, int add) {
     _mm256_storeu_ps(y, add ? _mm256_add_ps(_mm256_loadu_ps(y), sum) : sum);
 }
 
+/* comes_first: before other tiles that read the strip, which then is in the cache. */
 PL_INLINE void tile(pl_packing packing, int planes, int columns, const void *strip, const pl_acts *acts, int64_t column,
-                    float *out, int64_t ldy, int add) {
+                    int comes_first, float *out, int64_t ldy, int add) {
     const int parts = parts_of(packing);
     const int64_t bytes = struct_bytes(packing);
     acts_block x = start(acts, column);
@@ -375,7 +376,7 @@ PL_INLINE void tile(pl_packing packing, int planes, int columns, const void *str
     PL_UNROLL for (int c = 0; c < columns; c++) y[c][0] = y[c][1] = _mm256_setzero_ps();
     for (const char *block = strip, *end = block + x.blocks / parts * bytes; block < end; block += bytes) {
         for (int j = 0; j < parts; j++, advance(planes, &x)) {
-            if (columns == 1) prefetch(bytes / parts, block + j * (bytes / parts));
+            if (comes_first) prefetch(bytes / parts, block + j * (bytes / parts));
             add_block(packing, planes, columns, block, j, &x, y);
         }
     }
@@ -389,9 +390,10 @@ PL_INLINE void matmul(pl_packing packing, int planes, const void *strip, const p
                       float *y, int64_t ldy, int add) {
     const int most = bits_of(packing) == 8 ? MAX_VECTORS : MAX_VECTORS / planes;
     int64_t c = 0;
-    for (; most == 4 && c + 4 <= n; c += 4) tile(packing, planes, 4, strip, x, first + c, y + c * ldy, ldy, add);
-    for (; c + 2 <= n; c += 2) tile(packing, planes, 2, strip, x, first + c, y + c * ldy, ldy, add);
-    if (c < n) tile(packing, planes, 1, strip, x, first + c, y + c * ldy, ldy, add);
+    for (; most == 4 && c + 4 <= n; c += 4)
+        tile(packing, planes, 4, strip, x, first + c, c == 0, y + c * ldy, ldy, add);
+    for (; c + 2 <= n; c += 2) tile(packing, planes, 2, strip, x, first + c, c == 0, y + c * ldy, ldy, add);
+    if (c < n) tile(packing, planes, 1, strip, x, first + c, c == 0, y + c * ldy, ldy, add);
 }
 
 #define MATMUL(type, packing) \
