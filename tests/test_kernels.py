@@ -346,11 +346,11 @@ def vectors(kind: str, n: int) -> tuple[Array, Array]:
     return a, b
 
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu_squared", "silu_clamped")
+FUNCTIONS = ("silu", "gelu", "gelu_tanh", "relu_squared", "silu_clamped")
 
 
 @EVERY_LEVEL
-@pytest.mark.parametrize("kernel", ["rmsnorm", "swiglu", "softmax", "softcap", *ACTIVATIONS])
+@pytest.mark.parametrize("kernel", ["rmsnorm", "swiglu", "softmax", "softcap", *FUNCTIONS])
 @pytest.mark.parametrize("kind", ["ordinary", "wide", "edges", "special", "hidden"])
 def test_vector_kernels_have_the_scalar_bits(isa: str, kernel: str, kind: str) -> None:
     for n in (16, 32, 48, 64, 80, 96, 112, 128, 256, 576, 1536):
