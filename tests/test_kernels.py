@@ -361,7 +361,7 @@ def test_vector_kernels_have_the_scalar_bits(isa: str, kernel: str, kind: str) -
 
 
 @EVERY_LEVEL
-@pytest.mark.parametrize("kernel", ACTIVATIONS[:-1])
+@pytest.mark.parametrize("kernel", FUNCTIONS[:-1])
 def test_activations_without_a_gate_have_the_scalar_bits(isa: str, kernel: str) -> None:
     for kind in ("ordinary", "edges", "special"):
         a, _ = vectors(kind, 1536)
