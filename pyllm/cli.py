@@ -114,6 +114,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("high", "fast"), default="high", help="arithmetic of the activations")
     parser.add_argument("--context", type=int, metavar="N", help="positions; by default what the model was made for")
     parser.add_argument("-z", "--tokenizer", metavar="FILE", help="tokenizer, where the model's file holds none")
+    parser.add_argument("--adapter", action="append", default=[], metavar="PATH", help="a LoRA adapter; repeatable")
     parser.add_argument("--dtype", metavar="TYPE", help="quantise float weights while loading: q8_0, q4_k, ...")
 
 
@@ -159,6 +160,7 @@ def _open(options: argparse.Namespace, source: str) -> Model:
         precision=options.precision,
         tokenizer=options.tokenizer,
         dtype=options.dtype,
+        adapters=options.adapter,
         progress=True,
     )
 
@@ -511,7 +513,8 @@ def _overview() -> str:
 
 
 FOOTER = """\
-MODEL is a file (.gguf, llama2.c's .bin), a name that `pyllm models` lists, or hf:OWNER/REPO/FILE.
+MODEL is a file (.gguf, llama2.c's .bin), a Hugging Face folder, a name that `pyllm models` lists, or
+hf:OWNER/REPO/FILE.
 `pyllm COMMAND --help` lists the options of a command."""
 
 #: What `pyllm --help` begins with; README.md holds the same text.

@@ -284,6 +284,7 @@ class Model:
             "precision": self.precision,
             "kv_dtype": self.kv_dtype,
             "dtype": self.dtype,
+            "adapters": [[str(adapter.path), scale] for adapter, scale in self._adapters],
             "threads": self.threads,
             "isa": _core.isa_current(),
         }

@@ -17,6 +17,7 @@ from conftest import GOLDEN
 from test_families import TABLE, folder_of, gguf_of, log_softmax
 
 import pyllm
+from pyllm import cli
 from pyllm.errors import ModelFormatError, PyllmError, UnsupportedModelError
 
 CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "adapters.json").read_text())
@@ -206,3 +207,9 @@ def test_damaged_adapters(tmp_path: Path) -> None:
             except PyllmError:
                 refused += 1
         assert refused > 50
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, path = folder_of("llama", tmp_path), adapter_of("llama", tmp_path)
+    assert cli.main(["info", str(base), "--adapter", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["adapters"] == [[str(path), 1.0]]
