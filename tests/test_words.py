@@ -99,24 +99,24 @@ def test_where_the_families_cut(name: str, text: str, words: str) -> None:
 
 
 def seconds_to_split(words: NativeWords, text: bytes) -> float:
-    """Processor time, the least of three tries."""
-    times = []
-    for _ in range(3):
-        start = time.thread_time()
-        words.split(text)
-        times.append(time.thread_time() - start)
-    return min(times)
+    """Processor time."""
+    start = time.thread_time()
+    words.split(text)
+    return time.thread_time() - start
+
+
+def grows_with_the_text_alone(words: NativeWords, unit: str) -> bool:
+    """Four times the text may take four times as long, and twice that for noise; one that backtracks takes sixteen."""
+    short, long = (seconds_to_split(words, (unit * n + "x").encode()) for n in (25_000, 100_000))
+    return long < 8 * short + 0.01
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_time_grows_with_the_text_alone(name: str) -> None:
-    """The worst for backtracking are runs that a pattern almost matches: four times the text may take four times as
-    long, and twice that for noise, where one that backtracks would take sixteen times.
-    """
+    """The worst for backtracking are runs that a pattern almost matches."""
     words = NativeWords(*compiled(PRETOKENIZERS[name]))
     for unit in ("a", "A", " ", "1", "\n", " \n", "'", "a ", "\u0301", "中", "!", "1,"):
-        short, long = (seconds_to_split(words, (unit * n + "x").encode()) for n in (25_000, 100_000))
-        assert long < 8 * short + 0.01, unit
+        assert any(grows_with_the_text_alone(words, unit) for _ in range(3)), unit
 
 
 def test_any_bytes_are_cut_into_something() -> None:
