@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tinyfolder
+import tinygguf
 from conftest import GOLDEN
 from test_families import folder_of
 
@@ -49,6 +50,63 @@ def test_encoders_answer_as_transformers_does(name: str, tmp_path: Path) -> None
             assert np.abs(found[0] - wanted).max() < 1e-4
             assert np.abs(model.embed([TOKENS], pooling=pooling)[0] - unit(wanted)).max() < 1e-5
         assert np.array_equal(model.embed([TOKENS]), model.embed([TOKENS], pooling="mean"))
+
+
+#: What the `gguf` package calls BERT's tensors.
+GGUF_NAMES = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
+
+
+def bert_gguf(path: Path, **changes: Any) -> Path:
+    """The tiny BERT as llama.cpp's converter writes it, without the pooler."""
+    entry = TABLE["models"]["bert"]
+    c, tensors = entry["config"], dict[str, tinygguf.Tensor]()
+    for name, shape in entry["tensors"].items():
+        layer, _, rest = name.removeprefix("encoder.layer.").partition(".") if "encoder" in name else ("", "", name)
+        stem, _, end = rest.rpartition(".")
+        if stem in GGUF_NAMES:
+            own = f"blk.{layer}.{GGUF_NAMES[stem]}.{end}" if layer else f"{GGUF_NAMES[stem]}.{end}"
+            values = tinyfolder.weights(name, tuple(shape))
+            tensors[own] = (tinygguf.F32, values.shape, values.astype("<f4").tobytes())
+    fields = {
+        "embedding_length": c["hidden_size"],
+        "feed_forward_length": c["intermediate_size"],
+        "block_count": c["num_hidden_layers"],
+        "context_length": c["max_position_embeddings"],
+        "attention.head_count": c["num_attention_heads"],
+        "attention.layer_norm_epsilon": c["layer_norm_eps"],
+        "attention.causal": False,
+        "pooling_type": 2,
+    }
+    metadata = {"general.architecture": "bert", **{f"bert.{key}": value for key, value in (fields | changes).items()}}
+    return tinygguf.write_gguf(path / "bert.gguf", metadata, tensors)
+
+
+def test_bert_in_gguf(tmp_path: Path) -> None:
+    """The bits of the folder, and the pooling that the file asks for."""
+    with pyllm.load(encoder("bert", tmp_path), threads=1) as folder:
+        wanted = [folder.embed([TOKENS], pooling=pooling) for pooling in ("mean", "cls")]
+    with pyllm.load(bert_gguf(tmp_path), threads=1) as model:
+        assert np.array_equal(model.embed([TOKENS], pooling="mean"), wanted[0])
+        assert np.array_equal(model.embed([TOKENS]), wanted[1])
+    ranking = pyllm.load(bert_gguf(tmp_path, pooling_type=4), threads=1)
+    with pytest.raises(UnsupportedModelError, match=r"bert\.pooling_type is 4"):
+        ranking.embed([TOKENS])
+    ranking.close()
+    with pytest.raises(UnsupportedModelError, match=r"bert\.attention\.causal"):
+        pyllm.load(bert_gguf(tmp_path, **{"attention.causal": True}))
 
 
 def test_a_vector_does_not_depend_on_the_others(tmp_path: Path) -> None:
