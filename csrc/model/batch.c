@@ -81,7 +81,7 @@ int32_t pl_forward(pl_model *model, pl_scratch *scratch, const pl_run *runs, int
         list_rows(&p);
         list_answers(&p, 0, list_answers(&p, 1, 0));
         pl_parallel(threads, pl_transformer, &p);
-        if (p.stop) status = pl_fail(err, PL_INTERRUPTED, "stopped");
+        if (p.stop[0] || p.stop[1]) status = pl_fail(err, PL_INTERRUPTED, "stopped");
     } else {
         status = pl_fail(err, PL_MEMORY, "no memory for a batch of %lld tokens", (long long)p.n);
     }

@@ -232,12 +232,13 @@ static void keep(const pl_pass *p, const pl_worker *w, int64_t depth) {
     }
 }
 
-/* Thread 0 asks whether to go on; the next barrier tells the others. */
-static void ask(pl_pass *p, const pl_worker *w) {
+/* Thread 0 asks whether to go on before either half of a layer (0: attention, 1: feed-forward); the next barrier tells
+ * the others, and what one half's answer is written to nobody reads before the other's barriers have passed. */
+static void ask(pl_pass *p, const pl_worker *w, int32_t half) {
     if (w->index != 0 || p->poll == NULL) return;
     double now = pl_seconds();
     if (now - p->polled < POLL_MILLISECONDS * 1e-3) return;
-    p->stop = p->poll(p->context);
+    p->stop[half] = p->poll(p->context);
     p->polled = pl_seconds();
 }
 
@@ -254,11 +255,13 @@ void pl_transformer(void *argument, const pl_worker *w) {
         } else {
             join(p, w, &l->attention_post_norm, NULL);
         }
-        ask(p, w);
+        if (p->stop[0]) return;
+        ask(p, w, 1);
         feed_forward_block(p, w, l);
         join(p, w, &l->ffn_post_norm, l->config.experts ? l : NULL);
         keep(p, w, layer + 1);
-        if (p->stop) return;
+        if (p->stop[1]) return;
+        ask(p, w, 0);
     }
     pl_tokens_shared(w, p->n);
     head(p, w);

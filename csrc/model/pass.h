@@ -41,8 +41,8 @@ typedef struct pl_pass {
     int64_t rank;    /* the largest, padded */
     pl_poll_fn poll;
     void *context;
-    double polled; /* when poll was last asked */
-    int32_t stop;  /* written by thread 0 before a barrier, read by all after it */
+    double polled;   /* when poll was last asked */
+    int32_t stop[2]; /* before a layer's halves: written by thread 0 before a barrier, read by all after it */
 } pl_pass;
 
 enum { PL_ADAPTED = 16 }; /* columns that an adapter's matrices multiply at once */
