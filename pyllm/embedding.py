@@ -50,7 +50,7 @@ def embed(
     others. Raises `ClosedError` where `poll` says that the model was closed meanwhile.
     """
     out = np.empty((len(texts), native.dim), np.float32)
-    wanted = {"last": 1}.get(pooling)
+    wanted = 1 if pooling == "last" else None  # of a text's states
     try:
         for start, end in _groups(texts):
             sessions = [open_session(len(ids)) for ids in texts[start:end]]

@@ -66,21 +66,16 @@ def stored(checkpoint: Checkpoint, b: Binding) -> tuple[int, Any]:
     if part.runs:
         data = _gathered(data, b)
     if b.row is not None:
-        row = _core.dequantize(b.row.type_id, 1, b.cols, checkpoint.view(b.row)[: b.row.nbytes // _row_count(b.row)])
-        return F32, _core.dequantize(type_id, b.rows, b.cols, data) + row
+        first = checkpoint.view(b.row)[: b.cols * WEIGHT_TYPES[b.row.type_id].block_bytes]
+        return F32, _core.dequantize(type_id, b.rows, b.cols, data) + _core.dequantize(b.row.type_id, 1, b.cols, first)
     if part.plus:
-        values = _core.dequantize(type_id, b.rows, b.cols, data)
-        return F32, values + np.float32(part.plus)
+        return F32, _core.dequantize(type_id, b.rows, b.cols, data) + np.float32(part.plus)
     return type_id, data
 
 
 def _share(b: Binding) -> int:
     """Bytes of the file that go into a slot."""
     return b.tensor.nbytes * b.rows * b.cols // math.prod(b.tensor.shape)
-
-
-def _row_count(spec: TensorSpec) -> int:
-    return spec.shape[0] if len(spec.shape) > 1 else 1
 
 
 def _slice(data: Any, count: int, index: int) -> Any:
