@@ -140,7 +140,8 @@ PL_INLINE void weigh_tile(int half, int heads, int wide, const void *value, int6
         PL_UNROLL
         for (int i = 0; i < wide; i++) v[i] = value16(half, value, start + t * d16 + 16 * i);
         if (ahead)
-            pl_prefetch((const uint8_t *)value + (start + t * d16) * (half ? 2 : 4), ahead, wide * (half ? 32 : 64));
+            pl_prefetch((const uint8_t *)value + (start + t * d16) * (half ? 2 : 4), ahead, wide * (half ? 32 : 64),
+                        heads <= 2 || !half);
         PL_UNROLL
         for (int i = 0; i < all; i++) {
             sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(p[i / wide * ldp + t]), v[i % wide], sum[i]);

@@ -36,11 +36,19 @@ PL_INLINE const uint8_t *pl_ahead(const uint8_t *p, int64_t bytes) {
 }
 
 /* The lines of `bytes` (a constant) that lie `ahead` of p: the hardware alone loses a stream that has several fields.
- * Into the second cache, from which it brings them on by itself; asked for in the first, they would take the few places
- * where it keeps its own misses. */
-PL_INLINE void pl_prefetch(const uint8_t *p, int64_t ahead, int bytes) {
+ * All the way into the first cache where the kernel waits for memory, not the other way round. A kernel with more to
+ * compute would hold the few places for misses there until its turn comes: it asks into the second cache only, which
+ * has more of them, but on some processors a lower rate (Zen 4: 21 of 30 GB/s). */
+PL_INLINE void pl_prefetch(const uint8_t *p, int64_t ahead, int bytes, int waits) {
     PL_UNROLL
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)pl_ahead(p, ahead + i), _MM_HINT_T1);
+    for (int i = 0; i < bytes; i += 64) {
+        const char *line = (const char *)pl_ahead(p, ahead + i);
+        if (waits) {
+            _mm_prefetch(line, _MM_HINT_T0);
+        } else {
+            _mm_prefetch(line, _MM_HINT_T1);
+        }
+    }
 }
 
 PL_TARGET_END

@@ -34,7 +34,7 @@ PL_INLINE void tile(pl_packing packing, int cols, const uint8_t *strip, const fl
     PL_UNROLL
     for (int i = 0; i < cols * 4; i++) sum[i / 4][i % 4] = _mm512_setzero_ps();
     for (; k >= 4; k -= 4, strip += bytes_of_four(packing), base[0] += 4, base[1] += 4) {
-        pl_prefetch(strip, ahead, bytes_of_four(packing));
+        pl_prefetch(strip, ahead, bytes_of_four(packing), cols <= 2 || packing == PL_PACK_F32);
         PL_UNROLL
         for (int j = 0; j < 4; j++) add_products(packing, cols, strip, j, base, ld, sum);
     }

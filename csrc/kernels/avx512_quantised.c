@@ -160,19 +160,16 @@ PL_INLINE fetch fetch_of(shape t, int strips, const uint8_t *strip, const pl_act
     return (fetch){pl_ahead(strip, strips * strip_bytes(t, x) + index * block_bytes(t)), tiles, index};
 }
 
-/* Where memory is the limit, into the second cache only (pl_prefetch); all the way where a tile of many `dots` to a code
- * would have to wait for that, or others have the lines to themselves later. */
+/* Where tiles take turns, a line is asked for long before its own: all the way, too. */
 PL_INLINE fetch fetch_step(shape t, int strips, int dots, int64_t stride, fetch f) {
     if (f.wait > 0) return (fetch){f.from, f.period, f.wait - 1};
+    const int waits = dots <= 2 || dots > 8;
     PL_UNROLL
     for (int r = 0; r < strips; r++) {
-        if (dots <= 8 && f.period == 1) {
-            pl_prefetch(f.from, r * stride, block_bytes(t));
+        if (!waits && f.period == 1) {
+            pl_prefetch(f.from, r * stride, block_bytes(t), 0);
         } else {
-            PL_UNROLL
-            for (int i = 0; i < block_bytes(t); i += 64) {
-                _mm_prefetch((const char *)pl_ahead(f.from, r * stride + i), _MM_HINT_T0);
-            }
+            pl_prefetch(f.from, r * stride, block_bytes(t), 1);
         }
     }
     return (fetch){pl_ahead(f.from, f.period * block_bytes(t)), f.period, f.period - 1};
@@ -307,9 +304,9 @@ PL_INLINE void columns_of_strips(shape t, int planes, int strips, const uint8_t 
 }
 
 /* Strips go in pairs, which halves the loads of activations, where a lone tile holds all columns, or codes are bytes
- * already. Others would rather be unpacked once for eight columns, and a lone column be read in one stream. */
+ * already. Others would rather be unpacked once for eight columns; and what waits for memory be read in one stream. */
 PL_INLINE int in_pairs(shape t, int planes, int64_t n) {
-    return n > 1 && (n <= widest(t, planes, 2) || (t.bits == 8 && n > MOST_COLUMNS));
+    return planes * n > 2 && (n <= widest(t, planes, 2) || (t.bits == 8 && n > MOST_COLUMNS));
 }
 
 PL_INLINE void matmul(shape t, int planes, const uint8_t *strip, int64_t count, const pl_acts *x, int64_t first,
