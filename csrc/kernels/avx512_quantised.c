@@ -1,8 +1,6 @@
-/* Quantised weights with AVX-512 and VNNI: a tile is one or two strips and a few columns, its sums in registers over all
- * of k.
+/* Quantised weights with AVX-512 and VNNI: a tile is one strip and a few columns, its sums in registers over all of k.
  *
- * Every tile is an instance of one template, in which the packing, the planes and the numbers of strips and columns are
- * constants. vpdpbusd wants unsigned codes, so the codes of a type without a minimum are stored a power of two too high;
+ * Every tile is an instance of one template, in which the packing, the planes and the number of columns are constants. vpdpbusd wants unsigned codes, so the codes of a type without a minimum are stored a power of two too high;
  * sums start at what that makes too much of, negated: exact, for it is all integers. */
 #if defined(__x86_64__)
 #include <stddef.h>
@@ -104,7 +102,7 @@ PL_INLINE __m512i group(int bits, const uint8_t *codes, int g) {
 
 /* ---- the columns of a tile --------------------------------------------------------------------------------------- */
 
-enum { MOST_STRIPS = 2, MOST_COLUMNS = 8, BASES = (MOST_COLUMNS + 2) / 3 };
+enum { MOST_COLUMNS = 8, BASES = (MOST_COLUMNS + 2) / 3 };
 
 /* The activations of a tile from one block on. Column c is base c / 3 plus 0, 1 or 2 strides, addresses the processor
  * forms itself: pointers to all columns would not fit the registers. */
@@ -146,39 +144,30 @@ PL_INLINE int block_bytes(shape t) { return t.bytes / blocks_of(t); }
 
 PL_INLINE int64_t strip_bytes(shape t, const pl_acts *x) { return x->k / PL_BLOCK * block_bytes(t); }
 
-/* What a tile asks into the cache: a block of each strip with every `period`-th block that it computes. The hardware
- * alone loses a stream that has several fields. */
+/* What a tile asks into the cache: a block with every `period`-th block that it computes. */
 typedef struct fetch {
-    const uint8_t *from; /* of the first strip */
+    const uint8_t *from;
     int64_t period, wait;
 } fetch;
 
-/* A lone tile runs ahead of itself. Of several that read the same strips the first would have to wait for memory, and
- * the others leave it idle: so each fetches its part of the strips that come after. */
-PL_INLINE fetch fetch_of(shape t, int strips, const uint8_t *strip, const pl_acts *x, int64_t index, int64_t tiles) {
+/* A lone tile runs ahead of itself. Of several that read the same strip the first would have to wait for memory, and
+ * the others leave it idle: so each fetches its part of the strip that comes after. */
+PL_INLINE fetch fetch_of(shape t, const uint8_t *strip, const pl_acts *x, int64_t index, int64_t tiles) {
     if (tiles == 1) return (fetch){pl_ahead(strip, x->ahead), 1, 0};
-    return (fetch){pl_ahead(strip, strips * strip_bytes(t, x) + index * block_bytes(t)), tiles, index};
+    return (fetch){pl_ahead(strip, strip_bytes(t, x) + index * block_bytes(t)), tiles, index};
 }
 
-/* Where tiles take turns, a line is asked for long before its own: all the way, too. */
-PL_INLINE fetch fetch_step(shape t, int strips, int dots, int64_t stride, fetch f) {
+/* A tile of up to four dot products to a code waits for memory rather than for itself. */
+PL_INLINE fetch fetch_step(shape t, int dots, fetch f) {
     if (f.wait > 0) return (fetch){f.from, f.period, f.wait - 1};
-    const int waits = dots <= 2 || dots > 8;
-    PL_UNROLL
-    for (int r = 0; r < strips; r++) {
-        if (!waits && f.period == 1) {
-            pl_prefetch(f.from, r * stride, block_bytes(t), 0);
-        } else {
-            pl_prefetch(f.from, r * stride, block_bytes(t), 1);
-        }
-    }
+    pl_prefetch(f.from, 0, block_bytes(t), dots <= 4);
     return (fetch){pl_ahead(f.from, f.period * block_bytes(t)), f.period, f.period - 1};
 }
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------- */
 
-typedef __m512i tile_dots[MOST_STRIPS][MOST_COLUMNS][2]; /* of either plane */
-typedef __m512 tile_sums[MOST_STRIPS][MOST_COLUMNS];
+typedef __m512i tile_dots[MOST_COLUMNS][2]; /* of either plane */
+typedef __m512 tile_sums[MOST_COLUMNS];
 
 /* What a sum starts from: minus what the offset of the codes makes too much of. */
 PL_INLINE __m512i start_of(shape t, int s, const pl_act_block *x) {
@@ -187,115 +176,87 @@ PL_INLINE __m512i start_of(shape t, int s, const pl_act_block *x) {
     return _mm512_slli_epi32(_mm512_set1_epi32(minus), (unsigned)t.offset);
 }
 
-/* Keeps in its register what the compiler would rather load again for each use: loads are dearer than it believes. */
-PL_INLINE __m512i pinned(__m512i x) {
-    __asm__("" : "+v"(x));
-    return x;
-}
-
-/* sum = codes * a over the k that share scale s of the block, for each strip, column and plane. */
-PL_INLINE void dots(shape t, int planes, int strips, int cols, const block *w, int s, const columns *at,
-                    tile_dots sum) {
+/* sum = codes * a over the k that share scale s of the block, for each column and plane. */
+PL_INLINE void dots(shape t, int planes, int cols, block w, int s, const columns *at, tile_dots sum) {
     PL_UNROLL
-    for (int i = 0; i < strips * cols; i++) {
-        sum[i / cols][i % cols][0] = _mm512_setzero_si512();
-        sum[i / cols][i % cols][planes - 1] = start_of(t, s, block_of(at, i % cols));
+    for (int c = 0; c < cols; c++) {
+        sum[c][0] = _mm512_setzero_si512();
+        sum[c][planes - 1] = start_of(t, s, block_of(at, c));
     }
     PL_UNROLL
     for (int i = 0; i < 8 / steps_of(t); i++) {
         int g = steps_of(t) == 2 ? s * 4 + i : i % 2 * 4 + i / 2; /* where free: the two nibbles of a byte in turn */
-        __m512i codes[MOST_STRIPS];
-        PL_UNROLL
-        for (int r = 0; r < strips; r++) codes[r] = pinned(group(t.bits, codes_of(t, w[r]), g));
+        __m512i codes = group(t.bits, codes_of(t, w), g);
+        __asm__("" : "+v"(codes)); /* else the compiler would rather load and shift them again for each use */
         PL_UNROLL
         for (int c = 0; c < cols * planes; c++) {
-            __m512i a = four_of(at, c / planes, c % planes, g);
-            if (strips > 1) a = pinned(a);
-            PL_UNROLL
-            for (int r = 0; r < strips; r++) {
-                __m512i *to = &sum[r][c / planes][c % planes];
-                *to = _mm512_dpbusd_epi32(*to, codes[r], a);
-            }
+            __m512i *to = &sum[c / planes][c % planes];
+            *to = _mm512_dpbusd_epi32(*to, codes, four_of(at, c / planes, c % planes, g));
         }
     }
 }
 
-/* y = fma(S, scale_w scale_x, y), then y = fma(minimum, offset, y), for each strip and column. */
-PL_INLINE void step(shape t, int planes, int strips, int cols, const block *w, int s, const columns *at, tile_sums y) {
+/* y = fma(S, scale_w scale_x, y), then y = fma(minimum, offset, y), for each column. */
+PL_INLINE void step(shape t, int planes, int cols, block w, int s, const columns *at, tile_sums y) {
     tile_dots sum;
-    dots(t, planes, strips, cols, w, s, at, sum);
+    dots(t, planes, cols, w, s, at, sum);
     /* Where sums take nearly all registers, scales must not be loaded before their time. */
-    if (strips * cols * (planes + 1) >= 20) __asm__ volatile("" ::: "memory");
+    if (cols * (planes + 1) >= 20) __asm__ volatile("" ::: "memory");
+    const __m512 scale = scale_of(t, w, s);
     PL_UNROLL
-    for (int r = 0; r < strips; r++) {
-        const __m512 scale = scale_of(t, w[r], s);
-        PL_UNROLL
-        for (int c = 0; c < cols; c++) {
-            __m512i exact = sum[r][c][planes - 1];
-            if (planes == 2) exact = _mm512_add_epi32(_mm512_slli_epi32(sum[r][c][0], 8), exact);
-            __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(block_of(at, c)->scale));
-            y[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), both, y[r][c]);
-        }
-        if (!t.minimum) continue;
-        const __m512 minimum = minimum_of(t, w[r], s);
-        PL_UNROLL
-        for (int c = 0; c < cols; c++) { y[r][c] = add_minimum(t, minimum, s, block_of(at, c), y[r][c]); }
+    for (int c = 0; c < cols; c++) {
+        __m512i exact = sum[c][planes - 1];
+        if (planes == 2) exact = _mm512_add_epi32(_mm512_slli_epi32(sum[c][0], 8), exact);
+        __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(block_of(at, c)->scale));
+        y[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), both, y[c]);
     }
+    if (!t.minimum) return;
+    const __m512 minimum = minimum_of(t, w, s);
+    PL_UNROLL
+    for (int c = 0; c < cols; c++) y[c] = add_minimum(t, minimum, s, block_of(at, c), y[c]);
 }
 
-PL_INLINE void tile(shape t, int planes, int strips, int cols, const uint8_t *strip, const pl_acts *x, int64_t first,
-                    fetch f, float *y, int64_t ldy, int add) {
-    const int64_t stride = strip_bytes(t, x);
+PL_INLINE void tile(shape t, int planes, int cols, const uint8_t *strip, const pl_acts *x, int64_t first, fetch f,
+                    float *y, int64_t ldy, int add) {
     columns at = columns_at(x, first, cols);
     tile_sums sum;
     PL_UNROLL
-    for (int i = 0; i < strips * cols; i++) sum[i / cols][i % cols] = _mm512_setzero_ps();
+    for (int c = 0; c < cols; c++) sum[c] = _mm512_setzero_ps();
     for (int64_t b = 0; b < at.blocks; b += blocks_of(t), strip += t.bytes) {
         for (int j = 0; j < blocks_of(t); j++, at = next_block(at, planes)) {
-            const block w[MOST_STRIPS] = {{strip, j}, {strip + stride, j}};
-            f = fetch_step(t, strips, planes * cols, stride, f);
+            f = fetch_step(t, planes * cols, f);
             PL_UNROLL
-            for (int s = 0; s < steps_of(t); s++) step(t, planes, strips, cols, w, s, &at, sum);
+            for (int s = 0; s < steps_of(t); s++) step(t, planes, cols, (block){strip, j}, s, &at, sum);
         }
     }
     PL_UNROLL
-    for (int i = 0; i < strips * cols; i++)
-        pl_put(y + i % cols * ldy + i / cols * PL_STRIP, sum[i / cols][i % cols], add);
+    for (int c = 0; c < cols; c++) pl_put(y + c * ldy, sum[c], add);
 }
 
 /* ---- instances --------------------------------------------------------------------------------------------------- */
 
-/* Columns of a tile of one strip, or of two, whose sums, codes and masks fit 32 registers. */
-PL_INLINE int widest(shape t, int planes, int strips) {
-    if (strips == 1) return planes == 2 && steps_of(t) == 2 && t.bits < 8 ? 6 : MOST_COLUMNS;
-    return planes == 2 ? 3 : blocks_of(t) > 1 || t.bits == 5 ? 5 : 6;
-}
+/* Columns whose sums, codes and masks fit 32 registers. */
+PL_INLINE int widest(shape t, int planes) { return planes == 2 && steps_of(t) == 2 && t.bits < 8 ? 6 : MOST_COLUMNS; }
 
-/* All columns of one strip or two, in tiles whose sums fit the registers. */
-PL_INLINE void columns_of_strips(shape t, int planes, int strips, const uint8_t *strip, const pl_acts *x, int64_t first,
-                                 int64_t n, float *y, int64_t ldy, int add) {
-    const int most = widest(t, planes, strips);
+/* All columns of a strip, in tiles whose sums fit the registers. */
+PL_INLINE void columns_of_strip(shape t, int planes, const uint8_t *strip, const pl_acts *x, int64_t first, int64_t n,
+                                float *y, int64_t ldy, int add) {
+    const int most = widest(t, planes);
     const int64_t count = (n + most - 1) / most;
     PL_FOR_TILES(cols, most, n) {
-        const fetch f = fetch_of(t, strips, strip, x, count - tiles, count);
+        const fetch f = fetch_of(t, strip, x, count - tiles, count);
         switch (cols) {
-            case 1: tile(t, planes, strips, 1, strip, x, first, f, y, ldy, add); break;
-            case 2: tile(t, planes, strips, 2, strip, x, first, f, y, ldy, add); break;
-            case 3: tile(t, planes, strips, 3, strip, x, first, f, y, ldy, add); break;
-            case 4:
-                if (most >= 4) tile(t, planes, strips, 4, strip, x, first, f, y, ldy, add);
-                break;
-            case 5:
-                if (most >= 5) tile(t, planes, strips, 5, strip, x, first, f, y, ldy, add);
-                break;
-            case 6:
-                if (most >= 6) tile(t, planes, strips, 6, strip, x, first, f, y, ldy, add);
-                break;
+            case 1: tile(t, planes, 1, strip, x, first, f, y, ldy, add); break;
+            case 2: tile(t, planes, 2, strip, x, first, f, y, ldy, add); break;
+            case 3: tile(t, planes, 3, strip, x, first, f, y, ldy, add); break;
+            case 4: tile(t, planes, 4, strip, x, first, f, y, ldy, add); break;
+            case 5: tile(t, planes, 5, strip, x, first, f, y, ldy, add); break;
+            case 6: tile(t, planes, 6, strip, x, first, f, y, ldy, add); break;
             case 7:
-                if (most >= 7) tile(t, planes, strips, 7, strip, x, first, f, y, ldy, add);
+                if (most >= 7) tile(t, planes, 7, strip, x, first, f, y, ldy, add);
                 break;
             case 8:
-                if (most >= 8) tile(t, planes, strips, 8, strip, x, first, f, y, ldy, add);
+                if (most >= 8) tile(t, planes, 8, strip, x, first, f, y, ldy, add);
                 break;
         }
         first += cols;
@@ -303,20 +264,11 @@ PL_INLINE void columns_of_strips(shape t, int planes, int strips, const uint8_t 
     }
 }
 
-/* Strips go in pairs, which halves the loads of activations, where a lone tile holds all columns, or codes are bytes
- * already. Others would rather be unpacked once for eight columns; and what waits for memory be read in one stream. */
-PL_INLINE int in_pairs(shape t, int planes, int64_t n) {
-    return planes * n > 2 && (n <= widest(t, planes, 2) || (t.bits == 8 && n > MOST_COLUMNS));
-}
-
+/* One strip after the other: two streams at once are more than the hardware follows. */
 PL_INLINE void matmul(shape t, int planes, const uint8_t *strip, int64_t count, const pl_acts *x, int64_t first,
                       int64_t n, float *y, int64_t ldy, int add) {
-    const int64_t stride = strip_bytes(t, x);
-    for (; count > 1 && in_pairs(t, planes, n); count -= 2, strip += 2 * stride, y += 2 * PL_STRIP) {
-        columns_of_strips(t, planes, 2, strip, x, first, n, y, ldy, add);
-    }
-    for (; count > 0; count--, strip += stride, y += PL_STRIP) {
-        columns_of_strips(t, planes, 1, strip, x, first, n, y, ldy, add);
+    for (; count > 0; count--, strip += strip_bytes(t, x), y += PL_STRIP) {
+        columns_of_strip(t, planes, strip, x, first, n, y, ldy, add);
     }
 }
 
