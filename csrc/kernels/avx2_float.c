@@ -23,6 +23,8 @@ enum {
 
 typedef __m256 sums[MAX_COLUMNS][2]; /* (column, rows 0 to 7 and 8 to 15) */
 
+PL_INLINE int bytes_of(pl_packing packing) { return packing == PL_PACK_F32 ? 4 : 2; }
+
 /* Weights k of the rows from `row` on; odd is k % 2, which the layout of bf16 needs to know. */
 PL_INLINE __m256 weights(pl_packing packing, int odd, int row, const void *strip, int64_t k) {
     const uint16_t *halves = (const uint16_t *)strip + k * PL_STRIP + row;
@@ -64,9 +66,9 @@ PL_INLINE void store(int columns, sums sum[CHAINS], float *y, int64_t ldy, int a
 /* ---- one column ------------------------------------------------------------------------------------------------- */
 
 PL_INLINE void prefetch(pl_packing packing, const void *strip, int64_t k) {
-    const int bytes_per_k = PL_STRIP * (packing == PL_PACK_F32 ? 4 : 2);
+    const int bytes_per_k = PL_STRIP * bytes_of(packing);
     PL_UNROLL for (int i = 0; i < CHAINS * bytes_per_k; i += 64) {
-        _mm_prefetch((const char *)strip + k * bytes_per_k + AHEAD + i, _MM_HINT_T1);
+        _mm_prefetch((const char *)strip + k * bytes_per_k + AHEAD + i, _MM_HINT_T0);
     }
 }
 
@@ -88,12 +90,17 @@ PL_INLINE void one_column(pl_packing packing, const void *strip, int64_t k, cons
 
 /* ---- several columns -------------------------------------------------------------------------------------------- */
 
-/* One chain from k = from to below end. */
-PL_INLINE void run_chain(pl_packing packing, int odd, int columns, const void *strip, int64_t from, int64_t end,
-                         const float *x, int64_t ld, sums sum) {
+/* One chain from k = from to below end; with each step it fetches a part of what comes after the piece. */
+PL_INLINE void run_chain(pl_packing packing, int odd, int columns, const void *strip, int chain, int64_t from,
+                         int64_t end, const float *x, int64_t ld, sums sum) {
+    const int64_t part = PL_STRIP * bytes_of(packing); /* of what the chains fetch with their steps at one k */
+    uintptr_t next = (uintptr_t)strip + (uintptr_t)((end + chain * ((end - from) / CHAINS)) * part);
     sums s;
     PL_UNROLL for (int c = 0; c < columns; c++) s[c][0] = sum[c][0], s[c][1] = sum[c][1];
-    for (int64_t k = from; k < end; k += CHAINS) step(packing, odd, columns, strip, k, x, ld, s);
+    for (int64_t k = from + chain; k < end; k += CHAINS, next += (uintptr_t)part) {
+        _mm_prefetch((const char *)next, _MM_HINT_T0); /* may lie past the end: a prefetch cannot fault */
+        step(packing, odd, columns, strip, k, x, ld, s);
+    }
     PL_UNROLL for (int c = 0; c < columns; c++) sum[c][0] = s[c][0], sum[c][1] = s[c][1];
 }
 
@@ -104,8 +111,8 @@ PL_INLINE void tile(pl_packing packing, int columns, const void *strip, int64_t 
     for (int64_t from = 0; from < k; from += PIECE) {
         int64_t end = from + PIECE < k ? from + PIECE : k;
         for (int chain = 0; chain < CHAINS; chain += 2) {
-            run_chain(packing, 0, columns, strip, from + chain, end, x, ld, sum[chain]);
-            run_chain(packing, 1, columns, strip, from + chain + 1, end, x, ld, sum[chain + 1]);
+            run_chain(packing, 0, columns, strip, chain, from, end, x, ld, sum[chain]);
+            run_chain(packing, 1, columns, strip, chain + 1, from, end, x, ld, sum[chain + 1]);
         }
     }
     store(columns, sum, y, ldy, add);
