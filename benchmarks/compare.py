@@ -6,7 +6,7 @@
 prefill    512 random token ids into an empty context, in one call
 decode     128 single ids into an empty context
 depth      128 single ids into contexts of 1,024 and 4,096
-batch      8 prompts of 16 ids at once, 128 more tokens of each
+batch      8 prompts of 16 ids at once (--sequences), 128 more tokens of each
 text       from text to text: 128 tokens of the likeliest continuation
 cold       from the start of a process to its first token
 company    decoding beside a busy loop, and beside a second process of the same engine
@@ -43,7 +43,7 @@ from pyllm.probes import buffer_of
 DEFAULT_ENGINES = ("pyllm:high", "pyllm:fast")
 TESTS = ("prefill", "decode", "depth", "batch", "text", "cold", "company", "memory", "fidelity")
 PROMPT = "Once upon a time"
-BATCH, BATCH_PROMPT = 8, 16
+BATCH_PROMPT = 16
 #: The file that the reference in tests/golden was made for.
 GOLDEN_FOR = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -59,6 +59,7 @@ class Plan:
     prompt: int = 512
     generate: int = 128
     depths: Sequence[int] = (1024, 4096)
+    sequences: Sequence[int] = (8,)
     rounds: int = 5
     wait: float = 0.0
     converted: Path | None = None
@@ -76,7 +77,7 @@ class Plan:
             "prefill": [comparing.prefill(self.prompt)],
             "decode": [comparing.decode(self.generate)],
             "depth": [comparing.decode(self.generate, depth) for depth in self.depths],
-            "batch": [comparing.batch(BATCH, BATCH_PROMPT, self.generate)],
+            "batch": [comparing.batch(n, BATCH_PROMPT, self.generate) for n in self.sequences],
             "text": [comparing.text(PROMPT, self.generate)],
         }
         return [trial for test in self.tests for trial in made.get(test, [])]
@@ -284,6 +285,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--prompt", type=int, default=512, help="tokens of a prefill (512)")
     add("--generate", type=int, default=128, help="tokens of a decode (128)")
     add("--depth", action="append", type=int, help="tokens before a decode; may be given again (1024 and 4096)")
+    add("--sequences", action="append", type=int, help="prompts of a batch; may be given again (8)")
     add("--rounds", type=int, default=5, help="each gives two samples per engine and test (5)")
     add("--wait", type=float, default=0.0, help="seconds to wait for a quiet machine before a sample (0)")
     add("--converted", type=Path, help="the folder that convert.py filled")
@@ -308,6 +310,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         min(arguments.prompt, room),
         min(arguments.generate, room - BATCH_PROMPT),
         depths,
+        arguments.sequences or (8,),
         arguments.rounds,
         arguments.wait,
         arguments.converted,
