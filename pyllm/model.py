@@ -56,7 +56,7 @@ __all__ = ["Model", "Score", "Session", "load"]
 
 #: Precision to planes of activations: two make 16-bit activations, the model's own answer; one is 8-bit and faster.
 PLANES = {"high": 2, "fast": 1}
-KV_DTYPES = ("f16", "f32")
+KV_DTYPES = ("f16", "f32", "q8_0")
 MAX_THREADS = 1024
 #: Bytes of keys and values that are kept for prompts that begin like earlier ones.
 PREFIX_CACHE = 256 << 20
@@ -222,7 +222,7 @@ class Model:
 
     @property
     def kv_dtype(self) -> str:
-        """The type of keys and values: "f16" or "f32"."""
+        """The type of keys and values: "f16", "f32" or "q8_0"."""
         return str(self._arguments["kv_dtype"])
 
     @property

@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float32]
 
 #: Tokens per forward pass of llama.cpp, its own default; its answers depend on it.
 LLAMA_CPP_BATCH = 512
-KV_BYTES = {"f16": 2, "f32": 4}
+KV_BYTES = {"f16": 2, "f32": 4, "q8_0": 34 / 32}
 
 
 @dataclass(frozen=True)
