@@ -112,7 +112,7 @@ def _print_version() -> None:
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads to use; by default all this process may use")
     parser.add_argument("--precision", choices=("high", "fast"), default="high", help="arithmetic of the activations")
-    parser.add_argument("--kv-dtype", choices=("f16", "f32", "q8_0"), help="keys and values; by default as exact as fits")
+    parser.add_argument("--kv-dtype", choices=("f16", "f32", "q8_0"), help="type of keys and values; q8_0 is smallest")
     parser.add_argument("--context", type=int, metavar="N", help="positions; by default what the model was made for")
     parser.add_argument("-z", "--tokenizer", metavar="FILE", help="tokenizer, where the model's file holds none")
     parser.add_argument("--adapter", action="append", default=[], metavar="PATH", help="a LoRA adapter; repeatable")

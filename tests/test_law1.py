@@ -316,7 +316,7 @@ def test_pages_are_counted(mixed: Path, position: int) -> None:
     assert model.kv_pages == 0
     assert model.kv_page_bytes == 2 * SHAPE.layers * SHAPE.kv_heads * 64 * PAGE * 2  # keys and values in f16
     assert load(mixed, kv_type="f32").kv_page_bytes == 2 * model.kv_page_bytes
-    assert load(mixed, kv_type="q8_0").kv_page_bytes == model.kv_page_bytes * 34 // 64  # 32 codes and a scale for 32 f16
+    assert load(mixed, kv_type="q8_0").kv_page_bytes == model.kv_page_bytes * 34 // 64  # 34 bytes for 32 halves
 
 
 def test_a_fork_copies_what_it_writes_and_no_more(mixed: Path) -> None:

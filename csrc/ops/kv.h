@@ -16,13 +16,13 @@
 typedef struct pl_kv_layout {
     int32_t type; /* PL_TYPE_F32, PL_TYPE_F16 or PL_TYPE_Q8_0 */
     int32_t n_kv_heads;
-    pl_packing packing;     /* of the keys */
-    int64_t head_dim, d16;  /* d16: rounded up to 16, as sums of values are */
-    int64_t width;          /* head_dim as keys have it: rounded up to 4, or to 32 in Q8_0 */
-    size_t head_bytes;      /* of one key or one value, packed for itself */
-    size_t strip_bytes;     /* of 16 keys */
-    size_t value_bytes;     /* from one position's value to the next */
-    size_t key_bytes;       /* of a unit: where its values begin */
+    pl_packing packing;    /* of the keys */
+    int64_t head_dim, d16; /* d16: rounded up to 16, as sums of values are */
+    int64_t width;         /* head_dim as keys have it: rounded up to 4, or to 32 in Q8_0 */
+    size_t head_bytes;     /* of one key or one value, packed for itself */
+    size_t strip_bytes;    /* of 16 keys */
+    size_t value_bytes;    /* from one position's value to the next */
+    size_t key_bytes;      /* of a unit: where its values begin */
     size_t unit_bytes, page_bytes;
 } pl_kv_layout;
 
