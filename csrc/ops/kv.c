@@ -46,16 +46,16 @@ static uint8_t *value_element(const pl_kv_layout *l, const uint8_t *unit, int64_
     return value_at(l, unit, slot) + (size_t)d * element(l);
 }
 
-static void put(const pl_kv_layout *l, uint8_t *at, float x) {
-    uint16_t half = pl_f16_from_float(x);
-    memcpy(at, l->type == PL_TYPE_F16 ? (void *)&half : (void *)&x, element(l));
+static void put(const pl_kv_layout *l, void *at, float x) {
+    if (l->type == PL_TYPE_F16) {
+        *(uint16_t *)at = pl_f16_from_float(x);
+    } else {
+        *(float *)at = x;
+    }
 }
 
-static float get(const pl_kv_layout *l, const uint8_t *at) {
-    float x;
-    if (l->type == PL_TYPE_F16) return pl_load_f16(at);
-    memcpy(&x, at, sizeof x);
-    return x;
+static float get(const pl_kv_layout *l, const void *at) {
+    return l->type == PL_TYPE_F16 ? pl_float_from_f16(*(const uint16_t *)at) : *(const float *)at;
 }
 
 static void store_elements(const pl_kv_layout *l, uint8_t *unit, int64_t slot, const float *k, const float *v) {
