@@ -187,7 +187,7 @@ typedef struct pl_config {
     int32_t expert_renormalise; /* 1: weights of the experts taken are divided by their sum */
     float expert_scale;         /* and multiplied with this */
     int32_t planes;             /* 2: precision "high" (16-bit activations); 1: "fast" (8-bit) */
-    int32_t kv_type;            /* PL_TYPE_F16 or PL_TYPE_F32 */
+    int32_t kv_type;            /* PL_TYPE_F32, PL_TYPE_F16 or PL_TYPE_Q8_0 */
 } pl_config;
 
 /* Which rotation a layer's queries and keys get. */

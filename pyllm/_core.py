@@ -42,7 +42,7 @@ LONGEST_CONTEXT: int = lib.PL_LONGEST_CONTEXT
 #: Positions whose keys and values lie in one page.
 PAGE: int = lib.PL_PAGE
 
-KV_TYPES = {"f16": lib.PL_TYPE_F16, "f32": lib.PL_TYPE_F32}
+KV_TYPES = {"f16": lib.PL_TYPE_F16, "f32": lib.PL_TYPE_F32, "q8_0": lib.PL_TYPE_Q8_0}
 
 SLOTS = {
     name[len("PL_SLOT_") :].lower(): getattr(lib, name)

@@ -112,6 +112,7 @@ def _print_version() -> None:
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads to use; by default all this process may use")
     parser.add_argument("--precision", choices=("high", "fast"), default="high", help="arithmetic of the activations")
+    parser.add_argument("--kv-dtype", choices=("f16", "f32", "q8_0"), help="type of keys and values; q8_0 is smallest")
     parser.add_argument("--context", type=int, metavar="N", help="positions; by default what the model was made for")
     parser.add_argument("-z", "--tokenizer", metavar="FILE", help="tokenizer, where the model's file holds none")
     parser.add_argument("--adapter", action="append", default=[], metavar="PATH", help="a LoRA adapter; repeatable")
@@ -158,6 +159,7 @@ def _open(options: argparse.Namespace, source: str) -> Model:
         threads=options.threads,
         context_length=options.context,
         precision=options.precision,
+        kv_dtype=options.kv_dtype,
         tokenizer=options.tokenizer,
         dtype=options.dtype,
         adapters=options.adapter,
@@ -406,6 +408,7 @@ def _compare(options: argparse.Namespace, source: str, plan: Plan) -> None:
     from pyllm.progress import bar
 
     ours, peers = f"pyllm:{options.precision}", options.peer or ["llama.cpp"]
+    ours += f":{options.kv_dtype}" if options.kv_dtype else ""
     threads = available_threads() if options.threads is None else options.threads
     with bar("comparing", " samples") as progress:
         found = bench.compare(find(source, progress=True), ours, peers, threads, plan, progress)

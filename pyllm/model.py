@@ -56,7 +56,7 @@ __all__ = ["Model", "Score", "Session", "load"]
 
 #: Precision to planes of activations: two make 16-bit activations, the model's own answer; one is 8-bit and faster.
 PLANES = {"high": 2, "fast": 1}
-KV_DTYPES = ("f16", "f32")
+KV_DTYPES = ("f16", "f32", "q8_0")
 MAX_THREADS = 1024
 #: Bytes of keys and values that are kept for prompts that begin like earlier ones.
 PREFIX_CACHE = 256 << 20
@@ -93,9 +93,11 @@ def load(
     `threads`: None means as many as this process may really use (`machine.available_threads`).
     `context_length`: positions of a session that asks for none; None means what the model was made for.
     `precision`: "high" (16-bit activations, the model's own answer) or "fast" (8-bit, about twice the prefill rate).
-    `kv_dtype`: "f16" or "f32", the type of keys and values; None means f16 beside quantised weights; f32 beside
+    `kv_dtype`: "f16", "f32" or "q8_0", the type of keys and values; None means f16 beside quantised weights; f32 beside
     weights that are floats, where nothing else is rounded, and for llama2.c's files, whose texts are run.c's to the
-    letter.
+    letter. "q8_0", 8 bits and a scale for each 32 of a head, takes 53 % of the memory of f16 where heads are a multiple
+    of 32. It costs a little of the answer: SmolLM2-135M keeps the likeliest token of its exact one at 98.7 % of
+    positions instead of 99.9 %, misses no clear one, and is off by 0.012 nats on average instead of 0.0005.
     `tokenizer`: a path or a `Tokenizer`, for files that hold none; such a model works on token ids without one.
     `dtype`: a weight type such as "q8_0" or "q4_k" that matrices stored as F32, F16 or BF16 are quantised to while they
     are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
@@ -222,7 +224,7 @@ class Model:
 
     @property
     def kv_dtype(self) -> str:
-        """The type of keys and values: "f16" or "f32"."""
+        """The type of keys and values: "f16", "f32" or "q8_0"."""
         return str(self._arguments["kv_dtype"])
 
     @property

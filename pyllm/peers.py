@@ -1,10 +1,12 @@
 """Engines behind one small interface, so that each is asked the same thing: pyllm's own, and llama.cpp's.
 
     pyllm:high  pyllm:fast     this project, in either precision
+    pyllm:high:q8_0  ...       the same with keys and values of that type: f16, f32, q8_0
     llama.cpp   llama.cpp:fa   llama-cpp-python, without and with flash attention
 
 A peer is no dependency: it is imported when it is asked for, and says what to install where it is missing. Keys and
-values are f16; what is timed neither tokenizes nor samples, except `batch` and `text`, which take the likeliest token.
+values are f16 where no type is named; what is timed neither tokenizes nor samples, except `batch` and `text`, which
+take the likeliest token.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +29,8 @@ Floats = npt.NDArray[np.float32]
 
 #: Tokens per forward pass of llama.cpp, its own default; its answers depend on it.
 LLAMA_CPP_BATCH = 512
-KV_BYTES = {"f16": 2, "f32": 4}
+#: How keys and values are kept, by `kv_dtype`: elements of a block, and its bytes.
+KV_BLOCKS = {"f16": (1, 2), "f32": (1, 4), "q8_0": (32, 34)}
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,8 @@ def release(package: str) -> str:
 
 def position_bytes(model: Any) -> int:
     """Bytes of keys and values that a `Model` keeps of one position."""
-    config = model.config
-    return int(2 * config.n_layers * config.n_kv_heads * config.head_dim * KV_BYTES[model.kv_dtype])
+    config, (elements, nbytes) = model.config, KV_BLOCKS[model.kv_dtype]
+    return int(2 * config.n_layers * config.n_kv_heads * -(-config.head_dim // elements) * nbytes)
 
 
 class Pyllm:
@@ -134,13 +138,14 @@ class Pyllm:
 
     tests = EVERY_TEST
 
-    def __init__(self, setup: Setup, precision: str) -> None:
+    def __init__(self, setup: Setup, precision: str, kv_dtype: str | None = None) -> None:
         import pyllm
 
         self.model = pyllm.load(
             setup.model,
             threads=setup.threads,
             precision=precision,
+            kv_dtype=kv_dtype,
             tokenizer=setup.tokenizer,
             # What guesses and kept prefixes gain depends on the text; and here the same prompt comes again and again.
             speculation=False,
@@ -329,6 +334,7 @@ class LlamaCpp:
 ENGINES: dict[str, Callable[[Setup], Engine]] = {
     "pyllm:high": lambda setup: Pyllm(setup, "high"),
     "pyllm:fast": lambda setup: Pyllm(setup, "fast"),
+    **{f"pyllm:{p}:{kv}": partial(Pyllm, precision=p, kv_dtype=kv) for p in ("high", "fast") for kv in KV_BLOCKS},
     "llama.cpp": lambda setup: LlamaCpp(setup, flash_attention=False),
     "llama.cpp:fa": lambda setup: LlamaCpp(setup, flash_attention=True),
 }

@@ -182,9 +182,9 @@ class Session:
     def keys(self, layer: int) -> npt.NDArray[np.float32]:
         """The keys of one layer, 0 to `config.n_layers` - 1: float32 (n_kv_heads, n, head_dim).
 
-        A copy, since they are kept in pages and perhaps in another type. `n` is `position`, but one less after a
-        generation: a token that was only drawn has no keys yet. They are rotated; dimensions i and i + rope_dims / 2
-        belong together. Raises `ValueError` for a layer that there is not.
+        A copy, since they are kept in pages and perhaps in another type: what they mean there, exactly. `n` is
+        `position`, but one less after a generation: a token that was only drawn has no keys yet. They are rotated;
+        dimensions i and i + rope_dims / 2 belong together. Raises `ValueError` for a layer that there is not.
         """
         with self._entered():
             return self._native.kv(operator.index(layer))[0]

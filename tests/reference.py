@@ -45,6 +45,22 @@ def round_activations(x: Array, steps: float) -> Array:
     return rounded
 
 
+def in_halves(x: Array) -> Array:
+    """Keys or values as f16 keeps them."""
+    return x.astype(np.float16).astype(np.float64)
+
+
+def in_eight_bits(x: Array) -> Array:
+    """Keys or values (..., head_dim) as q8_0 keeps them: 32 of a head with one f16 scale, the last ones with zeros."""
+    padded = np.zeros((*x.shape[:-1], -(-x.shape[-1] // BLOCK) * BLOCK))
+    padded[..., : x.shape[-1]] = x
+    blocks = padded.reshape(-1, BLOCK)
+    scale = np.abs(blocks).max(axis=1, keepdims=True) / STEPS[1]
+    whole = np.rint(blocks / np.where(scale > 0, scale, 1.0))
+    kept: Array = (whole * in_halves(scale)).reshape(padded.shape)[..., : x.shape[-1]]
+    return kept
+
+
 def read_weights(path: Path) -> tuple[ModelConfig, Weights]:
     """A model file's weights in float64, by slot and layer."""
     checkpoint = formats.open_checkpoint(path)
@@ -128,6 +144,12 @@ def rotate(x: Array, config: ModelConfig, theta: Array, scale: float = 1.0) -> A
     out[..., first] = a * cosine - b * sine
     out[..., second] = a * sine + b * cosine
     return out
+
+
+def rotated_order(config: ModelConfig) -> list[int]:
+    """The dimensions of a key as the engine has them: the first of each rotated pair, the second, those left alone."""
+    dims = config.rope_dims if config.rope_interleaved else 0
+    return [*range(0, dims, 2), *range(1, dims, 2), *range(dims, config.head_dim)]
 
 
 def sees(config: ModelConfig, window: int, n: int) -> Array:
@@ -250,14 +272,14 @@ def forward(
     tokens: list[int],
     *,
     planes: int | None = None,
-    kv_half: bool = False,
+    kept: Callable[[Array], Array] | None = None,
     states: bool = False,
     trace: Trace | None = None,
 ) -> Array:
     """Logits after each of `tokens`, (n, vocab) float64; or, with `states`, (n, dim), what the head reads.
 
-    `planes`: round activations as the engine does in that precision; the head's always in two. `kv_half`: keep keys
-    and values in half precision. `trace`: filled in.
+    `planes`: round activations as the engine does in that precision; the head's always in two. `kept`: what
+    becomes of keys and values (n, heads, head_dim) when they are kept. `trace`: filled in.
     """
     trace = trace or Trace([], [], [])
     whole, n = Block(config, weights), len(tokens)
@@ -276,8 +298,9 @@ def forward(
             theta = frequencies(config, weights, of_layer.rope, n)
             scale = config.rope_scale if of_layer.rope == "main" else 1.0
             q, k = rotate(q, config, theta, scale), rotate(k, config, theta, scale)
-        if kv_half:
-            k, v = k.astype(np.float16).astype(np.float64), v.astype(np.float16).astype(np.float64)
+        if kept:
+            order = rotated_order(config)
+            k[..., order], v = kept(k[..., order]), kept(v)
         trace.keys.append(k)
         trace.values.append(v)
         y = block.linear("wo", "bo", attend(config, of_layer.window, q, k, v, block.vector("sinks")))

@@ -293,6 +293,13 @@ def test_bench(tiny: str, capsys: Captured) -> None:
     assert "of the ceiling" in capsys.readouterr().out
 
 
+def test_bench_counts_the_keys_and_values_that_there_are(tiny: str, capsys: Captured) -> None:
+    arguments = ["bench", tiny, "--prompt", "4", "--generate", "8", "--repeats", "1", "--threads", "1", "--json"]
+    assert cli.main([*arguments, "--kv-dtype", "q8_0"]) == 0
+    with pyllm.load(tiny) as model:  # keys and values, layers, KV heads, one block of 34 bytes, at half of 9 positions
+        assert json.loads(capsys.readouterr().out)["bytes_per_token"] == model.token_bytes + 2 * 2 * 2 * 34 * 9 // 2
+
+
 def test_bench_share_is_of_the_ceiling_it_measured(tiny: str) -> None:
     result = bench.run(lambda: pyllm.load(tiny), bench.Plan(prompt=4, generate=4, repeats=1))
     assert result.decode_gb_per_second == pytest.approx(result.decode.median * result.bytes_per_token / 1e9)

@@ -113,15 +113,19 @@ def test_wrong_arguments_are_named(fidelity, tmp_path, arguments, sentence):
 
 
 @pytest.mark.parametrize(
-    ("precision", "limits"),
+    ("engine", "limits"),
     [
-        ("high", {"top1_kept": 0.995, "clear_misses": 0, "mean_abs_dlogp": 0.002, "nll_difference": 0.003}),
-        ("fast", LLAMA_CPP),
+        ("pyllm:high", {"top1_kept": 0.995, "clear_misses": 0, "mean_abs_dlogp": 0.002, "nll_difference": 0.003}),
+        ("pyllm:fast", LLAMA_CPP),
+        (  # what the documentation of `kv_dtype` says, rounded to the worse side
+            "pyllm:high:q8_0",
+            {"top1_kept": 0.987, "clear_misses": 0, "mean_abs_dlogp": 0.0125, "nll_difference": 0.0005},
+        ),
     ],
 )
-def test_the_default_model_is_close_to_its_own_answer(fidelity, smollm2, golden, precision, limits):
+def test_the_default_model_is_close_to_its_own_answer(fidelity, smollm2, golden, engine, limits):
     reference = fidelity.read_reference(golden / "smollm2_logits.npz")
-    _, found = fidelity.measure(f"pyllm:{precision}", reference, smollm2, threads=2)
+    _, found = fidelity.measure(engine, reference, smollm2, threads=2)
     assert found.positions == 2229
     assert found.top1_kept >= limits["top1_kept"]
     assert found.clear_misses <= limits["clear_misses"]

@@ -5,12 +5,13 @@ That all paths give the same bits is tested elsewhere; here, that they are the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bits import LLAMA2C_Q8, TYPES, Array
-from reference import FLOAT_TYPES, forward, read_weights
+from reference import FLOAT_TYPES, forward, in_eight_bits, in_halves, read_weights
 from tinygguf import F32, Q8_0, Shape, float_bytes, llama_metadata, llama_tensors, tiny_llama, write_gguf
 
 import pyllm
@@ -79,14 +80,17 @@ def test_quantised_weights(folder: Path, type_id: int, precision: str, planes: i
 
 
 @pytest.mark.parametrize("type_id", [F32, Q8_0], ids=lambda t: TYPES[t][0])
-def test_half_precision_of_keys_and_values(folder: Path, type_id: int) -> None:
+@pytest.mark.parametrize(("kv_dtype", "kept", "most"), [("f16", in_halves, 0.01), ("q8_0", in_eight_bits, 0.1)])
+def test_rounded_keys_and_values(
+    folder: Path, type_id: int, kv_dtype: str, kept: Callable[[Array], Array], most: float
+) -> None:
     path = model_of(folder, type_id)
     config, weights = read_weights(path)
-    exact, halves = forward(config, weights, LONG), forward(config, weights, LONG, kv_half=True)
-    y, shift = logits(path, LONG, kv_dtype="f16"), off(halves, exact)
-    assert ROUNDING < shift < 0.01
+    exact, rounded = forward(config, weights, LONG), forward(config, weights, LONG, kept=kept)
+    y, shift = logits(path, LONG, kv_dtype=kv_dtype), off(rounded, exact)
+    assert ROUNDING < shift < most
     assert off(y, exact) < 2 * shift
-    assert np.mean((y - halves) ** 2) < 0.5 * np.mean((halves - exact) ** 2)
+    assert np.mean((y - rounded) ** 2) < 0.5 * np.mean((rounded - exact) ** 2)
 
 
 def test_rope_factors_divide_the_frequencies(tmp_path: Path) -> None:

@@ -95,9 +95,12 @@ class Guesser:
 class Subject:
     """A model file, and what each of the prompts gives alone."""
 
-    def __init__(self, path: Path, prompts: Sequence[Sequence[int]], isa: str = "scalar") -> None:
-        self.path, self.prompts = path, prompts
-        with kernel_level(isa), pyllm.load(path, threads=1, prefix_cache=0, speculation=False) as model:
+    def __init__(
+        self, path: Path, prompts: Sequence[Sequence[int]], isa: str = "scalar", kv_dtype: str | None = None
+    ) -> None:
+        self.path, self.prompts, self.kv_dtype = path, prompts, kv_dtype
+        plain: dict[str, Any] = {"threads": 1, "prefix_cache": 0, "speculation": False}
+        with kernel_level(isa), pyllm.load(path, kv_dtype=kv_dtype, **plain) as model:
             self.expected = [
                 outcome(model.generate(prompt, max_tokens=TOKENS, sampler=sampler(i)))
                 for i, prompt in enumerate(prompts)
@@ -107,7 +110,7 @@ class Subject:
 
     def model(self, threads: int) -> pyllm.Model:
         if threads not in self.models:
-            self.models[threads] = pyllm.load(self.path, threads=threads)
+            self.models[threads] = pyllm.load(self.path, threads=threads, kv_dtype=self.kv_dtype)
         return self.models[threads]
 
     def check(self, threads: int, chunk: int, batch: int, way: str, drafts: bool, folder: Path) -> None:
@@ -244,6 +247,17 @@ def test_every_way_to_a_text(stories: Subject, tmp_path: Path, isa: str) -> None
     with kernel_level(isa):
         for combination in combinations(len(isa))[: 8 if isa == "scalar" and not SOAK else None]:
             stories.check(*combination, tmp_path)
+
+
+@pytest.mark.parametrize("isa", [name for name in _core.isa_names() if name != "scalar"])
+def test_every_way_to_a_text_with_8_bits(stories260k: Path, stories: Subject, tmp_path: Path, isa: str) -> None:
+    """Keys and values in blocks, which are not what they are in f32."""
+    subject = Subject(stories260k, PROMPTS, kv_dtype="q8_0")
+    assert subject.expected != stories.expected
+    with kernel_level(isa):
+        for combination in combinations(3)[: None if SOAK else 30]:
+            subject.check(*combination, tmp_path)
+    subject.close()
 
 
 @pytest.fixture(scope="module")

@@ -178,11 +178,12 @@ class Subject:
         return np.array_equal(bits(logits), bits(self.expected[len(self.expected) - len(logits) :]))
 
 
-@pytest.fixture(scope="module", params=["high-f16", "fast-f32", "stories"])
+@pytest.fixture(scope="module", params=["high-f16", "fast-f32", "high-q8_0", "stories"])
 def subject(request: pytest.FixtureRequest, mixed: Path) -> Subject:
     if request.param == "stories":
         return Subject(request.getfixturevalue("stories260k"), STORY, 2, "f32")
-    return Subject(mixed, IDS, *{"high-f16": (2, "f16"), "fast-f32": (1, "f32")}[request.param])
+    precision, kv_type = request.param.split("-")
+    return Subject(mixed, IDS, {"high": 2, "fast": 1}[precision], kv_type)
 
 
 # ---- one session -----------------------------------------------------------------------------------------------------
@@ -314,6 +315,8 @@ def test_pages_are_counted(mixed: Path, position: int) -> None:
     session.close()
     assert model.kv_pages == 0
     assert model.kv_page_bytes == 2 * SHAPE.layers * SHAPE.kv_heads * 64 * PAGE * 2  # keys and values in f16
+    assert load(mixed, kv_type="f32").kv_page_bytes == 2 * model.kv_page_bytes
+    assert load(mixed, kv_type="q8_0").kv_page_bytes == model.kv_page_bytes * 34 // 64  # 34 bytes for 32 halves
 
 
 def test_a_fork_copies_what_it_writes_and_no_more(mixed: Path) -> None:
@@ -361,18 +364,27 @@ def test_pages_outlive_the_model(mixed: Path) -> None:
     model = load(mixed)
     session = model.new_session(100)
     session.eval(IDS[:70], n_logits=0)
-    fork = session.fork()
+    fork, state = session.fork(), session.state()
     model.close()
     with pytest.raises(pyllm.PyllmError, match="closed"):
         session.eval([1])
     session.close()
-    assert len(fork.state()) == 70 * 2 * SHAPE.layers * SHAPE.kv_heads * 64 * 2  # in the type of the pages, f16
+    assert fork.state() == state
     fork.close()
 
 
-def test_a_state_is_the_same_whatever_its_history(mixed: Path) -> None:
+@pytest.mark.parametrize(("kv_type", "head_bytes"), [("f32", 64 * 4), ("f16", 64 * 2), ("q8_0", 64 + 2 * 2)])
+def test_a_state_is_in_the_type_of_the_pages(mixed: Path, kv_type: str, head_bytes: int) -> None:
+    model = load(mixed, kv_type=kv_type)
+    session = model.new_session(100)
+    session.eval(IDS[:70], n_logits=0)
+    assert len(session.state()) == 70 * 2 * SHAPE.layers * SHAPE.kv_heads * head_bytes
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_a_state_is_the_same_whatever_its_history(mixed: Path, kv_type: str) -> None:
     """Bytes of one position do not depend on pages, on forks, or on what came after."""
-    model = load(mixed)
+    model = load(mixed, kv_type=kv_type)
     one, other = model.new_session(300), model.new_session(200)
     one.eval(IDS[:150], n_logits=0)
     for token in IDS[:150]:

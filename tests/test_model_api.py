@@ -154,7 +154,7 @@ def test_keys_and_values_are_as_exact_as_the_weights(tiny_path: Path, stories: p
 
 
 @pytest.mark.parametrize("precision", ["high", "fast"])
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "q8_0"])
 def test_arithmetic_options(tiny_path: Path, precision: str, kv_dtype: str) -> None:
     with pyllm.load(tiny_path, precision=precision, kv_dtype=kv_dtype) as model:
         assert (model.precision, model.kv_dtype) == (precision, kv_dtype)
@@ -525,7 +525,8 @@ def test_an_empty_session_can_be_kept(tiny: pyllm.Model, tmp_path: Path) -> None
 
 
 def test_another_models_session(tmp_path: Path, tiny_path: Path, saved: Path) -> None:
-    for path, kv_dtype in ((tiny_llama(tmp_path / "other.gguf", seed=1), "f32"), (tiny_path, "f16")):
+    other_path = tiny_llama(tmp_path / "other.gguf", seed=1)
+    for path, kv_dtype in ((other_path, "f32"), (tiny_path, "f16"), (tiny_path, "q8_0")):
         with pyllm.load(path, kv_dtype=kv_dtype) as other, pytest.raises(pyllm.ModelFormatError, match="belongs to"):
             other.restore(saved)
 

@@ -3,6 +3,7 @@
 An engine is named by a specification; "ENGINE@N" gives it N threads, whatever the others have:
 
     pyllm:high  pyllm:fast     this project, in either precision
+    pyllm:high:q8_0  :f16  :f32         with keys and values of that type
     llama.cpp   llama.cpp:fa   llama-cpp-python, without and with flash attention
     transformers  transformers:bf16     Hugging Face transformers on a GGUF's dequantised weights, in fp32 or bf16
     onnxruntime-genai:int4     onnxruntime-genai, on a folder made by convert.py (as are the next)
@@ -13,7 +14,7 @@ An engine is named by a specification; "ENGINE@N" gives it N threads, whatever t
     run.c=PATH                 llama2.c's run, on a .bin
 
 Peers are no dependency of pyllm: each is imported when it is asked for, and says what to install where it is missing.
-The first four are in `pyllm.peers`, where the interface is; a new peer is one file here and one line below.
+The first five are in `pyllm.peers`, where the interface is; a new peer is one file here and one line below.
 """
 
 from __future__ import annotations

@@ -182,21 +182,34 @@ static float softmax_avx2(float *s, int64_t n16, float scale, float *max) {
 
 /* ---- attention's weighted values -------------------------------------------------------------------------------- */
 
-PL_INLINE __m256 value_at(int is_f16, const void *value, int64_t i) {
-    if (!is_f16) return _mm256_loadu_ps((const float *)value + i);
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)value + i)));
+/* Where the values from dimension `start` on begin in a row: as its type has it, or the block of Q8_0 that holds it. */
+PL_INLINE const uint8_t *value_at(int32_t type, const void *value, int64_t start) {
+    return (const uint8_t *)value + pl_value_bytes(type, type == PL_TYPE_Q8_0 ? start / PL_BLOCK * PL_BLOCK : start);
 }
 
-/* `heads` heads times `vectors` vectors from dimension d on, the sums in registers over all tokens. */
-PL_INLINE void weigh_tile(int is_f16, int heads, int vectors, const void *value, int64_t tokens, int64_t d16,
+/* Eight values, d dimensions on. */
+PL_INLINE __m256 value8(int32_t type, const uint8_t *at, int64_t d) {
+    if (type == PL_TYPE_F32) return _mm256_loadu_ps((const float *)at + d);
+    if (type == PL_TYPE_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)at + d)));
+    const pl_block_q8_0 *block = (const pl_block_q8_0 *)at + d / PL_BLOCK;
+    __m128i codes = _mm_loadl_epi64((const __m128i *)(block->qs + d % PL_BLOCK));
+    __m256 scale = _mm256_cvtph_ps(_mm_set1_epi16((int16_t)pl_load16(block->d)));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale);
+}
+
+/* `heads` heads times `vectors` vectors from dimension d on, the sums in registers over all tokens. Of Q8_0, d is a
+ * multiple of 32 but for two vectors, which no block's end comes between. */
+PL_INLINE void weigh_tile(int32_t type, int heads, int vectors, const void *value, int64_t tokens, int64_t d16,
                           const float *p, int64_t ldp, float *out, int64_t d) {
+    const int64_t stride = pl_value_bytes(type, d16), within = type == PL_TYPE_Q8_0 && vectors == 2 ? d % PL_BLOCK : 0;
+    const uint8_t *at = value_at(type, value, d);
     __m256 sum[4][8];
     PL_UNROLL for (int h = 0; h < heads; h++) {
         PL_UNROLL for (int i = 0; i < vectors; i++) sum[h][i] = _mm256_loadu_ps(out + h * d16 + d + i * LANES);
     }
-    for (int64_t t = 0; t < tokens; t++) {
+    for (int64_t t = 0; t < tokens; t++, at += stride) {
         PL_UNROLL for (int i = 0; i < vectors; i++) {
-            __m256 v = value_at(is_f16, value, t * d16 + d + i * LANES);
+            __m256 v = value8(type, at, within + i * LANES);
             PL_UNROLL for (int h = 0; h < heads; h++) {
                 sum[h][i] = _mm256_fmadd_ps(_mm256_broadcast_ss(p + h * ldp + t), v, sum[h][i]);
             }
@@ -208,34 +221,40 @@ PL_INLINE void weigh_tile(int is_f16, int heads, int vectors, const void *value,
 }
 
 /* All dimensions of some heads: 8 / heads vectors at a time, then what is left of them by two. */
-PL_INLINE void weigh_heads(int is_f16, int heads, const void *value, int64_t tokens, int64_t d16, const float *p,
+PL_INLINE void weigh_heads(int32_t type, int heads, const void *value, int64_t tokens, int64_t d16, const float *p,
                            int64_t ldp, float *out) {
     const int vectors = 8 / heads;
     int64_t d = 0;
     for (; d + vectors * LANES <= d16; d += vectors * LANES) {
-        weigh_tile(is_f16, heads, vectors, value, tokens, d16, p, ldp, out, d);
+        weigh_tile(type, heads, vectors, value, tokens, d16, p, ldp, out, d);
     }
-    for (; d < d16; d += 2 * LANES) weigh_tile(is_f16, heads, 2, value, tokens, d16, p, ldp, out, d);
+    for (; d < d16; d += 2 * LANES) weigh_tile(type, heads, 2, value, tokens, d16, p, ldp, out, d);
 }
 
-PL_INLINE void weigh(int is_f16, const void *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp,
+PL_INLINE void weigh(int32_t type, const void *value, int64_t tokens, int64_t d16, const float *p, int64_t ldp,
                      int64_t heads, float *out) {
     int64_t h = 0;
-    for (; h + 4 <= heads; h += 4) weigh_heads(is_f16, 4, value, tokens, d16, p + h * ldp, ldp, out + h * d16);
-    if (h + 2 <= heads) weigh_heads(is_f16, 2, value, tokens, d16, p + h * ldp, ldp, out + h * d16), h += 2;
-    if (h < heads) weigh_heads(is_f16, 1, value, tokens, d16, p + h * ldp, ldp, out + h * d16);
+    for (; h + 4 <= heads; h += 4) weigh_heads(type, 4, value, tokens, d16, p + h * ldp, ldp, out + h * d16);
+    if (h + 2 <= heads) weigh_heads(type, 2, value, tokens, d16, p + h * ldp, ldp, out + h * d16), h += 2;
+    if (h < heads) weigh_heads(type, 1, value, tokens, d16, p + h * ldp, ldp, out + h * d16);
 }
 
 static void weigh_f16_avx2(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
                            int64_t ldp, int64_t heads, float *out) {
     (void)ahead;
-    weigh(1, value, tokens, d16, p, ldp, heads, out);
+    weigh(PL_TYPE_F16, value, tokens, d16, p, ldp, heads, out);
 }
 
 static void weigh_f32_avx2(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
                            int64_t heads, float *out) {
     (void)ahead;
-    weigh(0, value, tokens, d16, p, ldp, heads, out);
+    weigh(PL_TYPE_F32, value, tokens, d16, p, ldp, heads, out);
+}
+
+static void weigh_q8_0_avx2(const pl_block_q8_0 *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                            int64_t ldp, int64_t heads, float *out) {
+    (void)ahead;
+    weigh(PL_TYPE_Q8_0, value, tokens, d16, p, ldp, heads, out);
 }
 
 PL_TARGET_END
@@ -264,5 +283,6 @@ const pl_kernels pl_kernels_avx2 = {
     .softmax = softmax_avx2,
     .weigh_f16 = weigh_f16_avx2,
     .weigh_f32 = weigh_f32_avx2,
+    .weigh_q8_0 = weigh_q8_0_avx2,
 };
 #endif

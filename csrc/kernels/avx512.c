@@ -124,24 +124,35 @@ static float softmax_avx512(float *s, int64_t n16, float scale, float *max) {
 
 enum { MOST_HEADS = 4, MOST_WIDE = 4 /* vectors of 16 */ };
 
-/* 16 values from element i on. */
-PL_INLINE __m512 value16(int half, const void *value, int64_t i) {
-    return half ? pl_load_f16((const uint16_t *)value + i) : _mm512_loadu_ps((const float *)value + i);
+/* Where the values from dimension `start` on begin in a row, `start` being a multiple of 64 or the first of 16: as its
+ * type has it, or the block of Q8_0 that holds them. */
+PL_INLINE const uint8_t *value_at(int32_t type, const void *value, int64_t start) {
+    return (const uint8_t *)value + pl_value_bytes(type, type == PL_TYPE_Q8_0 ? start / PL_BLOCK * PL_BLOCK : start);
+}
+
+/* 16 values, d dimensions on. */
+PL_INLINE __m512 value16(int32_t type, const uint8_t *at, int64_t d) {
+    if (type == PL_TYPE_F32) return _mm512_loadu_ps((const float *)at + d);
+    if (type == PL_TYPE_F16) return pl_load_halves((const uint16_t *)at + d);
+    const pl_block_q8_0 *block = (const pl_block_q8_0 *)at + d / PL_BLOCK;
+    __m128i codes = _mm_loadu_si128((const __m128i *)(block->qs + d % PL_BLOCK));
+    __m512 scale = _mm512_cvtph_ps(_mm256_set1_epi16((int16_t)pl_load16(block->d)));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)), scale);
 }
 
 /* `wide` vectors of `heads` sums, in registers over all tokens; a converted value serves every head. */
-PL_INLINE void weigh_tile(int half, int heads, int wide, const void *value, int64_t start, int64_t tokens, int64_t d16,
-                          int64_t ahead, const float *p, int64_t ldp, float *out) {
+PL_INLINE void weigh_tile(int32_t type, int heads, int wide, const void *value, int64_t start, int64_t tokens,
+                          int64_t d16, int64_t ahead, const float *p, int64_t ldp, float *out) {
     const int all = heads * wide;
+    const int64_t stride = pl_value_bytes(type, d16), within = type == PL_TYPE_Q8_0 && wide == 1 ? start % PL_BLOCK : 0;
+    const uint8_t *at = value_at(type, value, start);
     __m512 sum[MOST_HEADS * MOST_WIDE], v[MOST_WIDE];
     PL_UNROLL
     for (int i = 0; i < all; i++) sum[i] = _mm512_loadu_ps(out + i / wide * d16 + i % wide * 16);
-    for (int64_t t = 0; t < tokens; t++) {
+    for (int64_t t = 0; t < tokens; t++, at += stride) {
         PL_UNROLL
-        for (int i = 0; i < wide; i++) v[i] = value16(half, value, start + t * d16 + 16 * i);
-        if (ahead)
-            pl_prefetch((const uint8_t *)value + (start + t * d16) * (half ? 2 : 4), ahead, wide * (half ? 32 : 64),
-                        heads <= 2 || !half);
+        for (int i = 0; i < wide; i++) v[i] = value16(type, at, within + 16 * i);
+        if (ahead) pl_prefetch(at, ahead, (int)pl_value_bytes(type, 16 * wide), heads <= 2 || type == PL_TYPE_F32);
         PL_UNROLL
         for (int i = 0; i < all; i++) {
             sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(p[i / wide * ldp + t]), v[i % wide], sum[i]);
@@ -151,21 +162,21 @@ PL_INLINE void weigh_tile(int half, int heads, int wide, const void *value, int6
     for (int i = 0; i < all; i++) _mm512_storeu_ps(out + i / wide * d16 + i % wide * 16, sum[i]);
 }
 
-PL_INLINE void weigh_heads(int half, int heads, const void *value, int64_t tokens, int64_t d16, int64_t ahead,
+PL_INLINE void weigh_heads(int32_t type, int heads, const void *value, int64_t tokens, int64_t d16, int64_t ahead,
                            const float *p, int64_t ldp, float *out) {
     int64_t d = 0;
-    for (; d + 64 <= d16; d += 64) weigh_tile(half, heads, MOST_WIDE, value, d, tokens, d16, ahead, p, ldp, out + d);
-    for (; d < d16; d += 16) weigh_tile(half, heads, 1, value, d, tokens, d16, ahead, p, ldp, out + d);
+    for (; d + 64 <= d16; d += 64) weigh_tile(type, heads, MOST_WIDE, value, d, tokens, d16, ahead, p, ldp, out + d);
+    for (; d < d16; d += 16) weigh_tile(type, heads, 1, value, d, tokens, d16, ahead, p, ldp, out + d);
 }
 
-PL_INLINE void weigh(int half, const void *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+PL_INLINE void weigh(int32_t type, const void *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
                      int64_t ldp, int64_t heads, float *out) {
     PL_FOR_TILES(count, MOST_HEADS, heads) {
         switch (count) {
-            case 1: weigh_heads(half, 1, value, tokens, d16, ahead, p, ldp, out); break;
-            case 2: weigh_heads(half, 2, value, tokens, d16, ahead, p, ldp, out); break;
-            case 3: weigh_heads(half, 3, value, tokens, d16, ahead, p, ldp, out); break;
-            case 4: weigh_heads(half, 4, value, tokens, d16, ahead, p, ldp, out); break;
+            case 1: weigh_heads(type, 1, value, tokens, d16, ahead, p, ldp, out); break;
+            case 2: weigh_heads(type, 2, value, tokens, d16, ahead, p, ldp, out); break;
+            case 3: weigh_heads(type, 3, value, tokens, d16, ahead, p, ldp, out); break;
+            case 4: weigh_heads(type, 4, value, tokens, d16, ahead, p, ldp, out); break;
         }
         p += count * ldp;
         out += count * d16;
@@ -174,12 +185,17 @@ PL_INLINE void weigh(int half, const void *value, int64_t tokens, int64_t d16, i
 
 static void weigh_f16_avx512(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
                              int64_t ldp, int64_t heads, float *out) {
-    weigh(1, value, tokens, d16, ahead, p, ldp, heads, out);
+    weigh(PL_TYPE_F16, value, tokens, d16, ahead, p, ldp, heads, out);
 }
 
 static void weigh_f32_avx512(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
                              int64_t ldp, int64_t heads, float *out) {
-    weigh(0, value, tokens, d16, ahead, p, ldp, heads, out);
+    weigh(PL_TYPE_F32, value, tokens, d16, ahead, p, ldp, heads, out);
+}
+
+static void weigh_q8_0_avx512(const pl_block_q8_0 *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                              int64_t ldp, int64_t heads, float *out) {
+    weigh(PL_TYPE_Q8_0, value, tokens, d16, ahead, p, ldp, heads, out);
 }
 
 PL_TARGET_END
@@ -208,6 +224,7 @@ const pl_kernels pl_kernels_avx512 = {
     .softmax = softmax_avx512,
     .weigh_f16 = weigh_f16_avx512,
     .weigh_f32 = weigh_f32_avx512,
+    .weigh_q8_0 = weigh_q8_0_avx512,
 };
 
 #else

@@ -22,7 +22,7 @@ pl_matmul_fn pl_avx512_matmul_q8h, pl_avx512_matmul_q2k;
 
 PL_TARGET_BEGIN(PL_AVX512_TARGET)
 
-PL_INLINE __m512 pl_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+PL_INLINE __m512 pl_load_halves(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 
 PL_INLINE void pl_put(float *y, __m512 sum, int add) {
     _mm512_storeu_ps(y, add ? _mm512_add_ps(_mm512_loadu_ps(y), sum) : sum);

@@ -11,7 +11,7 @@ PL_INLINE int bytes_of_four(pl_packing packing) { return 4 * PL_STRIP * (packing
 /* Weights k = j of 16 rows, j < 4, from the weights of four k. */
 PL_INLINE __m512 weight(pl_packing packing, const uint8_t *four, int j) {
     if (packing == PL_PACK_F32) return _mm512_loadu_ps(four + 64 * j);
-    if (packing == PL_PACK_F16) return pl_load_f16(four + 32 * j);
+    if (packing == PL_PACK_F16) return pl_load_halves(four + 32 * j);
     __m512i pair = _mm512_loadu_si512(four + j / 2 * 64);
     return _mm512_castsi512_ps(j % 2 ? _mm512_and_si512(pair, _mm512_set1_epi32(-65536)) : _mm512_slli_epi32(pair, 16));
 }

@@ -54,7 +54,7 @@ PL_INLINE const uint8_t *codes_of(shape t, block w) { return w.at + t.bytes - (b
 PL_INLINE __m512 scale_of(shape t, block w, int s) {
     if (t.scales == SCALE_F32) return _mm512_loadu_ps(w.at);
     if (t.scales == SCALE_Q8H) return _mm512_loadu_ps(((const pl_strip_q8h *)w.at)->d[2 * w.j + s]);
-    __m512 d = pl_load_f16(w.at);
+    __m512 d = pl_load_halves(w.at);
     if (t.scales == SCALE_K) return _mm512_mul_ps(d, load_u8(((const pl_strip_q4k *)w.at)->sc[w.j]));
     if (t.scales == SCALE_Q6K) return _mm512_mul_ps(d, load_i8(((const pl_strip_q6k *)w.at)->sc[2 * w.j + s]));
     if (t.scales == SCALE_Q2K) return _mm512_mul_ps(d, load_u8(((const pl_strip_q2k *)w.at)->sc[2 * w.j + s]));
@@ -63,13 +63,13 @@ PL_INLINE __m512 scale_of(shape t, block w, int s) {
 
 /* Q5_K begins with the fields of Q4_K, Q5_1 with those of Q4_1. Nested minima are for add_minimum to subtract. */
 PL_INLINE __m512 minimum_of(shape t, block w, int s) {
-    if (t.scales == SCALE_F16) return pl_load_f16(((const pl_strip_q4m *)w.at)->m);
+    if (t.scales == SCALE_F16) return pl_load_halves(((const pl_strip_q4m *)w.at)->m);
     if (t.scales == SCALE_Q2K) {
         const pl_strip_q2k *halves = (const pl_strip_q2k *)w.at;
-        return _mm512_mul_ps(pl_load_f16(halves->dmin), load_u8(halves->mn[2 * w.j + s]));
+        return _mm512_mul_ps(pl_load_halves(halves->dmin), load_u8(halves->mn[2 * w.j + s]));
     }
     const pl_strip_q4k *k = (const pl_strip_q4k *)w.at;
-    return _mm512_mul_ps(pl_load_f16(k->dmin), load_u8(k->mn[w.j]));
+    return _mm512_mul_ps(pl_load_halves(k->dmin), load_u8(k->mn[w.j]));
 }
 
 PL_INLINE __m512 add_minimum(shape t, __m512 minimum, int s, const pl_act_block *x, __m512 y) {

@@ -13,6 +13,8 @@
 
 #include <stdint.h>
 
+#include "pyllm.h"
+#include "quant/blocks.h"
 #include "quant/strips.h"
 
 /* What 32 activations of one column have in common. */
@@ -81,13 +83,22 @@ typedef struct pl_kernels {
     /* s = exp(s * scale - m) in place, m = max(s * scale) in *max; returns the sum. s (n16), padded with -inf. */
     float (*softmax)(float *s, int64_t n16, float scale, float *max);
 
-    /* out[h][d] = fma(p[h][t], value[t][d], out[h][d]) for t in order. value (tokens, d16) f16 or f32,
-     * p (heads, ldp), out (heads, d16). ahead: as in pl_acts; 0 asks for nothing. */
+    /* out[h][d] = fma(p[h][t], value[t][d], out[h][d]) for t in order. value (tokens, d16) f16 or f32, or as many
+     * blocks of Q8_0 as d16 begins, each value its code times its scale; p (heads, ldp), out (heads, d16). ahead: as in
+     * pl_acts; 0 asks for nothing. */
     void (*weigh_f16)(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
                       int64_t heads, float *out);
     void (*weigh_f32)(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
                       int64_t heads, float *out);
+    void (*weigh_q8_0)(const pl_block_q8_0 *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                       int64_t ldp, int64_t heads, float *out);
 } pl_kernels;
+
+/* Bytes of n dimensions of a value: of an F32, F16 or Q8_0 row. */
+static inline int64_t pl_value_bytes(int32_t type, int64_t n) {
+    if (type == PL_TYPE_Q8_0) return (n + PL_BLOCK - 1) / PL_BLOCK * (int64_t)sizeof(pl_block_q8_0);
+    return n * (type == PL_TYPE_F16 ? 2 : 4);
+}
 
 extern const pl_kernels pl_kernels_scalar;
 

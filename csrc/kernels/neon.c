@@ -281,39 +281,51 @@ float pl_neon_softmax(float *s, int64_t n16, float scale, float *max) {
 
 /* ---- attention's weighted sum ------------------------------------------------------------------------------------ */
 
-PL_INLINE void load16_f16(const void *value, int64_t i, float32x4_t v[4]) {
-    for (int j = 0; j < 4; j++) v[j] = load_f16((const uint16_t *)value + i + 4 * j);
+/* v (16): dimensions d and up of a row of values, d a multiple of 16. */
+typedef void load16_fn(const uint8_t *value, int64_t d, float32x4_t v[4]);
+
+PL_INLINE void load16_f16(const uint8_t *value, int64_t d, float32x4_t v[4]) {
+    for (int j = 0; j < 4; j++) v[j] = load_f16((const uint16_t *)value + d + 4 * j);
 }
 
-PL_INLINE void load16_f32(const void *value, int64_t i, float32x4_t v[4]) {
-    for (int j = 0; j < 4; j++) v[j] = vld1q_f32((const float *)value + i + 4 * j);
+PL_INLINE void load16_f32(const uint8_t *value, int64_t d, float32x4_t v[4]) {
+    for (int j = 0; j < 4; j++) v[j] = vld1q_f32((const float *)value + d + 4 * j);
 }
 
-/* Sixteen dimensions from d on, of some heads that share the values: 4 accumulators a head. */
-PL_INLINE void weigh_tile(void load(const void *, int64_t, float32x4_t[4]), const void *value, int64_t tokens,
-                          int64_t d16, int64_t d, const float *p, int64_t ldp, int heads, float *out) {
+PL_INLINE void load16_q8_0(const uint8_t *value, int64_t d, float32x4_t v[4]) {
+    const pl_block_q8_0 *block = (const pl_block_q8_0 *)value + d / PL_BLOCK;
+    int8x16_t codes = vld1q_s8(block->qs + d % PL_BLOCK);
+    int16x8_t low = vmovl_s8(vget_low_s8(codes)), high = vmovl_high_s8(codes);
+    int32x4_t wide[4] = {vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
+                         vmovl_high_s16(high)};
+    for (int j = 0; j < 4; j++) v[j] = vmulq_n_f32(vcvtq_f32_s32(wide[j]), pl_load_f16(block->d));
+}
+
+/* Sixteen dimensions from d on, of some heads that share the values, `bytes` apart: 4 accumulators a head. */
+PL_INLINE void weigh_tile(load16_fn load, const uint8_t *value, int64_t bytes, int64_t tokens, int64_t d16, int64_t d,
+                          const float *p, int64_t ldp, int heads, float *out) {
     float32x4_t s[4][4];
     for (int i = 0; i < 4 * heads; i++) s[i / 4][i % 4] = vld1q_f32(out + i / 4 * d16 + d + 4 * (i % 4));
     for (int64_t t = 0; t < tokens; t++) {
         float32x4_t v[4];
-        load(value, t * d16 + d, v);
+        load(value + t * bytes, d, v);
         for (int i = 0; i < 4 * heads; i++)
             s[i / 4][i % 4] = vfmaq_n_f32(s[i / 4][i % 4], v[i % 4], p[i / 4 * ldp + t]);
     }
     for (int i = 0; i < 4 * heads; i++) vst1q_f32(out + i / 4 * d16 + d + 4 * (i % 4), s[i / 4][i % 4]);
 }
 
-PL_INLINE void weigh(void load(const void *, int64_t, float32x4_t[4]), const void *value, int64_t tokens, int64_t d16,
-                     const float *p, int64_t ldp, int64_t heads, float *out) {
+PL_INLINE void weigh(load16_fn load, const void *value, int64_t bytes, int64_t tokens, int64_t d16, const float *p,
+                     int64_t ldp, int64_t heads, float *out) {
     int64_t h = 0;
     for (; h + 4 <= heads; h += 4) {
         for (int64_t d = 0; d < d16; d += 16) {
-            weigh_tile(load, value, tokens, d16, d, p + h * ldp, ldp, 4, out + h * d16);
+            weigh_tile(load, value, bytes, tokens, d16, d, p + h * ldp, ldp, 4, out + h * d16);
         }
     }
     for (; h < heads; h++) {
         for (int64_t d = 0; d < d16; d += 16) {
-            weigh_tile(load, value, tokens, d16, d, p + h * ldp, ldp, 1, out + h * d16);
+            weigh_tile(load, value, bytes, tokens, d16, d, p + h * ldp, ldp, 1, out + h * d16);
         }
     }
 }
@@ -321,12 +333,18 @@ PL_INLINE void weigh(void load(const void *, int64_t, float32x4_t[4]), const voi
 void pl_neon_weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
                        int64_t heads, float *out) {
     (void)ahead;
-    weigh(load16_f16, value, tokens, d16, p, ldp, heads, out);
+    weigh(load16_f16, value, pl_value_bytes(PL_TYPE_F16, d16), tokens, d16, p, ldp, heads, out);
 }
 
 void pl_neon_weigh_f32(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
                        int64_t heads, float *out) {
     (void)ahead;
-    weigh(load16_f32, value, tokens, d16, p, ldp, heads, out);
+    weigh(load16_f32, value, pl_value_bytes(PL_TYPE_F32, d16), tokens, d16, p, ldp, heads, out);
+}
+
+void pl_neon_weigh_q8_0(const pl_block_q8_0 *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                        int64_t ldp, int64_t heads, float *out) {
+    (void)ahead;
+    weigh(load16_q8_0, value, pl_value_bytes(PL_TYPE_Q8_0, d16), tokens, d16, p, ldp, heads, out);
 }
 #endif

@@ -21,6 +21,8 @@ void pl_neon_weigh_f16(const uint16_t *value, int64_t tokens, int64_t d16, int64
                        int64_t heads, float *out);
 void pl_neon_weigh_f32(const float *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p, int64_t ldp,
                        int64_t heads, float *out);
+void pl_neon_weigh_q8_0(const pl_block_q8_0 *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                        int64_t ldp, int64_t heads, float *out);
 
 /* ---- half a block: 8 rows of 32 k -------------------------------------------------------------------------------- */
 
@@ -318,6 +320,7 @@ PL_NEON_MATMUL(q2k, PL_PACK_Q2K, .bias = 0, .chain = 4, .steps = 2, .has_minimum
         .softmax = pl_neon_softmax, \
         .weigh_f16 = pl_neon_weigh_f16, \
         .weigh_f32 = pl_neon_weigh_f32, \
+        .weigh_q8_0 = pl_neon_weigh_q8_0, \
     }
 
 #endif

@@ -347,6 +347,20 @@ static void weigh_f32(const float *value, int64_t tokens, int64_t d16, int64_t a
     }
 }
 
+static void weigh_q8_0(const pl_block_q8_0 *value, int64_t tokens, int64_t d16, int64_t ahead, const float *p,
+                       int64_t ldp, int64_t heads, float *out) {
+    (void)ahead;
+    for (int64_t h = 0; h < heads; h++) {
+        for (int64_t t = 0; t < tokens; t++) {
+            const pl_block_q8_0 *block = value + t * ((d16 + PL_BLOCK - 1) / PL_BLOCK);
+            for (int64_t d = 0; d < d16; d++) {
+                float v = pl_load_f16(block[d / PL_BLOCK].d) * (float)block[d / PL_BLOCK].qs[d % PL_BLOCK];
+                out[h * d16 + d] = fmaf(p[h * ldp + t], v, out[h * d16 + d]);
+            }
+        }
+    }
+}
+
 const pl_kernels pl_kernels_scalar = {
     .name = "scalar",
     .matmul = {[PL_PACK_F32] = matmul_f32,
@@ -371,6 +385,7 @@ const pl_kernels pl_kernels_scalar = {
     .softmax = softmax,
     .weigh_f16 = weigh_f16,
     .weigh_f32 = weigh_f32,
+    .weigh_q8_0 = weigh_q8_0,
 };
 
 /* ---- elementwise, one version for all levels --------------------------------------------------------------------- */

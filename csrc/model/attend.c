@@ -29,6 +29,10 @@ static float *room_of(const pl_pass *p, const pl_worker *w) {
     return p->scratch->attend + (size_t)w->index * (size_t)pl_pad(pl_scratch_attend(&p->model->kv));
 }
 
+static float *room_for_queries(const pl_pass *p, const pl_worker *w) {
+    return room_of(p, w) + pl_scratch_queries(&p->model->kv);
+}
+
 static float *room_for_head(const pl_pass *p, const pl_worker *w) {
     return room_of(p, w) + pl_scratch_attend(&p->model->kv) - p->model->kv.d16;
 }
@@ -91,7 +95,7 @@ static void store(const pl_pass *p, const pl_worker *w, const pl_layer *l, int64
     const float *v = p->scratch->v + key_index(p->config, i, h);
     turn(p, w, l, i, k, l->k_norm, h);
     uint8_t *page = r->session->table.pages[r->position / PL_PAGE];
-    pl_kv_store(kv, page + pl_kv_unit(kv, layer, h), r->position % PL_PAGE, k, v);
+    pl_kv_store(p->kernels, kv, page + pl_kv_unit(kv, layer, h), r->position % PL_PAGE, k, v);
 }
 
 /* Queries and keys that are normalised as one vector each. */
@@ -139,7 +143,8 @@ static void attend_alone(const pl_pass *p, const pl_worker *w, const pl_layer *l
         int64_t rows = group - g < PL_ROWS ? group - g : PL_ROWS;
         memcpy(q, query(p, i, first + g), (size_t)(rows * hd) * sizeof *q);
         for (int64_t j = 0; j < rows; j++) turn(p, w, l, i, q + j * hd, l->q_norm, first + g + j);
-        pl_queries queries = {.q = q, .ldq = hd, .rows = rows, .first = r->position, .step = 0};
+        pl_acts acts = pl_query_acts(p->kernels, kv.layout, q, hd, rows, room_for_queries(p, w));
+        pl_queries queries = {.acts = acts, .rows = rows, .first = r->position, .step = 0};
         pl_attended out = part_of(p, r->part + chunk * c->n_heads + first + g);
         pl_attend_chunk(p->kernels, &kv, scoring_of(c), &sight, &queries, chunk * PL_CHUNK, work, out);
     }
@@ -153,8 +158,9 @@ static void attend_tokens(const pl_pass *p, const pl_worker *w, const pl_layer *
     float *work = room_of(p, w), *so_far = work + PL_ATTEND_WORK, *more = so_far + PL_ROWS * (d16 + 2);
     pl_attended all = {so_far, so_far + PL_ROWS, so_far + 2 * PL_ROWS};
     pl_attended one = {more, more + PL_ROWS, more + 2 * PL_ROWS};
-    pl_queries queries = {.q = query(p, i, h), .ldq = ldq, .rows = n, .first = p->rows[i].position, .step = 1};
     pl_kv_view kv = view_of(p, i, layer, h / group_of(c));
+    pl_acts acts = pl_query_acts(p->kernels, kv.layout, query(p, i, h), ldq, n, room_for_queries(p, w));
+    pl_queries queries = {.acts = acts, .rows = n, .first = p->rows[i].position, .step = 1};
     pl_sight sight = sight_of(p, l, &p->rows[i]);
     chunks seen = chunks_of(&sight, p->rows[i].position, p->rows[i + n - 1].position);
     for (int64_t chunk = seen.begin; chunk < seen.end; chunk++) {

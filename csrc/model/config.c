@@ -99,8 +99,8 @@ static int32_t check_shape(const pl_config *c, pl_error *err) {
     if (c->activation == PL_ACTIVATION_SILU_CLAMPED && (!c->gated || c->activation_limit == 0)) {
         return pl_fail(err, PL_FORMAT, "a clamped activation needs a gate and an activation_limit");
     }
-    if (c->kv_type != PL_TYPE_F16 && c->kv_type != PL_TYPE_F32) {
-        return pl_fail(err, PL_INVALID, "kv_type %d is neither F16 nor F32", c->kv_type);
+    if (c->kv_type != PL_TYPE_F16 && c->kv_type != PL_TYPE_F32 && c->kv_type != PL_TYPE_Q8_0) {
+        return pl_fail(err, PL_INVALID, "kv_type %d is none of F32, F16 and Q8_0", c->kv_type);
     }
     return PL_OK;
 }

@@ -40,9 +40,13 @@ typedef struct pl_scratch {
 } pl_scratch;
 
 /* Floats that a thread works with in attention: a chunk's scores; for some rows either their turned queries or what is
- * known of two chunks; and a head. */
+ * known of two chunks; the queries as keys want them, from pl_scratch_queries on; and a head. */
+static inline int64_t pl_scratch_queries(const pl_kv_layout *kv) {
+    return PL_ATTEND_WORK + 2 * PL_ROWS * (kv->d16 + 2);
+}
+
 static inline int64_t pl_scratch_attend(const pl_kv_layout *kv) {
-    return PL_ATTEND_WORK + 2 * PL_ROWS * (kv->d16 + 2) + kv->d16;
+    return pl_scratch_queries(kv) + pl_query_room(kv) + kv->d16;
 }
 
 /* Token i's (cos, sin) for a layer's rotation. */

@@ -91,7 +91,7 @@ int32_t pl_session_unite(pl_session *s, const pl_session *with, int64_t position
 
 /* ---- state: per position, layer and KV head, key then value as the pages hold them --------------------------------- */
 
-static size_t unit_bytes(const pl_model *m) { return 2 * (size_t)m->kv.head_dim * m->kv.element; }
+static size_t unit_bytes(const pl_model *m) { return 2 * m->kv.head_bytes; }
 
 static size_t position_bytes(const pl_model *m) {
     return (size_t)m->config.n_layers * (size_t)m->kv.n_kv_heads * unit_bytes(m);

@@ -5,64 +5,38 @@
 
 #include "base/math.h"
 #include "ops/matmul.h"
-#include "quant/f16.h"
 
-/* ---- pages ------------------------------------------------------------------------------------------------------ */
+/* ---- queries ---------------------------------------------------------------------------------------------------- */
 
-pl_kv_layout pl_kv_layout_of(const pl_config *c) {
-    pl_kv_layout l = {.type = c->kv_type, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim};
-    l.d4 = (l.head_dim + 3) / 4 * 4;
-    l.d16 = (l.head_dim + 15) / 16 * 16;
-    l.element = c->kv_type == PL_TYPE_F16 ? sizeof(uint16_t) : sizeof(float);
-    l.key_bytes = PL_PAGE * (size_t)l.d4 * l.element;
-    l.unit_bytes = l.key_bytes + PL_PAGE * (size_t)l.d16 * l.element;
-    l.page_bytes = (size_t)c->n_layers * (size_t)c->n_kv_heads * l.unit_bytes;
-    return l;
+enum { QUERY_PLANES = 2 };
+
+static int64_t query_blocks(const pl_kv_layout *l) { return l->type == PL_TYPE_Q8_0 ? l->width / PL_BLOCK : 0; }
+
+int64_t pl_query_room(const pl_kv_layout *l) {
+    int64_t blocks = query_blocks(l) * (int64_t)sizeof(pl_act_block);
+    int64_t row = query_blocks(l) > 0 ? blocks + pl_acts_ldq(l->width, QUERY_PLANES) : 0;
+    return PL_ROWS * row / (int64_t)sizeof(float);
 }
 
-static void put(const pl_kv_layout *l, uint8_t *base, int64_t i, float x) {
-    if (l->type == PL_TYPE_F16) {
-        ((uint16_t *)base)[i] = pl_f16_from_float(x);
-    } else {
-        ((float *)base)[i] = x;
-    }
+/* One query's blocks, the last of them filled up with zeros. */
+static void quantize_query(const pl_kernels *kernels, const pl_kv_layout *l, const float *x, int8_t *q,
+                           pl_act_block *blocks) {
+    int64_t whole = l->head_dim / PL_BLOCK * PL_BLOCK;
+    float rest[PL_BLOCK] = {0};
+    kernels->quantize(x, whole, QUERY_PLANES, q, blocks);
+    if (whole == l->head_dim) return;
+    memcpy(rest, x + whole, (size_t)(l->head_dim - whole) * sizeof *rest);
+    kernels->quantize(rest, PL_BLOCK, QUERY_PLANES, q + whole * QUERY_PLANES, blocks + whole / PL_BLOCK);
 }
 
-static int64_t key_index(const pl_kv_layout *l, int64_t slot, int64_t d) {
-    return (slot / PL_STRIP * l->d4 + d) * PL_STRIP + slot % PL_STRIP;
-}
-
-void pl_kv_store(const pl_kv_layout *l, uint8_t *unit, int64_t slot, const float *k, const float *v) {
-    for (int64_t d = 0; d < l->head_dim; d++) put(l, unit, key_index(l, slot, d), k[d]);
-    for (int64_t d = 0; d < l->head_dim; d++) put(l, unit + l->key_bytes, slot * l->d16 + d, v[d]);
-}
-
-static float get(const pl_kv_layout *l, const uint8_t *base, int64_t i) {
-    return l->type == PL_TYPE_F16 ? pl_float_from_f16(((const uint16_t *)base)[i]) : ((const float *)base)[i];
-}
-
-void pl_kv_load(const pl_kv_layout *l, const uint8_t *unit, int64_t slot, float *k, float *v) {
-    for (int64_t d = 0; d < l->head_dim; d++) k[d] = get(l, unit, key_index(l, slot, d));
-    for (int64_t d = 0; d < l->head_dim; d++) v[d] = get(l, unit + l->key_bytes, slot * l->d16 + d);
-}
-
-/* Where a position's value begins in a unit. */
-static size_t value_offset(const pl_kv_layout *l, int64_t slot) {
-    return l->key_bytes + (size_t)(slot * l->d16) * l->element;
-}
-
-void pl_kv_pack(const pl_kv_layout *l, const uint8_t *unit, int64_t slot, uint8_t *out) {
-    for (int64_t d = 0; d < l->head_dim; d++, out += l->element) {
-        memcpy(out, unit + (size_t)key_index(l, slot, d) * l->element, l->element);
-    }
-    memcpy(out, unit + value_offset(l, slot), (size_t)l->head_dim * l->element);
-}
-
-void pl_kv_unpack(const pl_kv_layout *l, uint8_t *unit, int64_t slot, const uint8_t *in) {
-    for (int64_t d = 0; d < l->head_dim; d++, in += l->element) {
-        memcpy(unit + (size_t)key_index(l, slot, d) * l->element, in, l->element);
-    }
-    memcpy(unit + value_offset(l, slot), in, (size_t)l->head_dim * l->element);
+pl_acts pl_query_acts(const pl_kernels *kernels, const pl_kv_layout *l, const float *q, int64_t ld, int64_t rows,
+                      float *room) {
+    int64_t ldq = pl_acts_ldq(l->width, QUERY_PLANES), blocks = query_blocks(l);
+    if (blocks == 0) return (pl_acts){.f = q, .ld = ld, .k = l->head_dim};
+    pl_act_block *common = (pl_act_block *)room;
+    int8_t *codes = (int8_t *)(common + PL_ROWS * blocks);
+    for (int64_t r = 0; r < rows; r++) quantize_query(kernels, l, q + r * ld, codes + r * ldq, common + r * blocks);
+    return (pl_acts){.q = codes, .ldq = ldq, .blocks = common, .k = l->width, .planes = QUERY_PLANES};
 }
 
 /* ---- one chunk -------------------------------------------------------------------------------------------------- */
@@ -102,15 +76,14 @@ static int64_t ahead(const attention *a, const uint8_t *from, const uint8_t *nex
 /* scores (rows, PL_CHUNK) = q . k over the strips of the pages that any row sees, a page at a time. */
 static void score(const attention *a, span seen) {
     const pl_kv_layout *l = a->kv->layout;
-    pl_acts x = {.f = a->queries->q, .ld = a->queries->ldq, .k = l->head_dim};
-    pl_packing packing = l->type == PL_TYPE_F16 ? PL_PACK_F16 : PL_PACK_F32;
+    pl_acts x = a->queries->acts;
     int64_t first = a->start / PL_PAGE + seen.begin / PL_PAGE;
     for (int64_t t = seen.begin / PL_PAGE * PL_PAGE; t < seen.end; t += PL_PAGE) {
         int64_t left = (seen.end - t + PL_STRIP - 1) / PL_STRIP, strips = PL_PAGE / PL_STRIP;
         int64_t page = (a->start + t) / PL_PAGE;
         x.ahead = ahead(a, keys_of(a, page), t + PL_PAGE < seen.end ? keys_of(a, page + 1) : values_of(a, first));
-        a->kernels->matmul[packing](keys_of(a, page), left < strips ? left : strips, &x, 0, a->queries->rows,
-                                    a->scores + t, PL_CHUNK, 0);
+        pl_matmul_of(a->kernels, l->packing)(keys_of(a, page), left < strips ? left : strips, &x, 0, a->queries->rows,
+                                             a->scores + t, PL_CHUNK, 0);
     }
 }
 
@@ -127,13 +100,13 @@ static void weigh(const attention *a, int64_t begin, int64_t end, int64_t row, i
         int64_t page = (a->start + t) / PL_PAGE, slot = (a->start + t) % PL_PAGE;
         int64_t n = PL_PAGE - slot < end - t ? PL_PAGE - slot : end - t;
         int64_t next = ahead(a, values_of(a, page), after_values(a, page));
-        const void *v = values_of(a, page) + (size_t)(slot * l->d16) * l->element;
+        const void *v = values_of(a, page) + (size_t)slot * l->value_bytes;
         const float *p = a->scores + row * PL_CHUNK + t;
         float *values = a->values + row * l->d16;
-        if (l->type == PL_TYPE_F16) {
-            a->kernels->weigh_f16(v, n, l->d16, next, p, PL_CHUNK, rows, values);
-        } else {
-            a->kernels->weigh_f32(v, n, l->d16, next, p, PL_CHUNK, rows, values);
+        switch (l->type) {
+            case PL_TYPE_F16: a->kernels->weigh_f16(v, n, l->d16, next, p, PL_CHUNK, rows, values); break;
+            case PL_TYPE_F32: a->kernels->weigh_f32(v, n, l->d16, next, p, PL_CHUNK, rows, values); break;
+            default: a->kernels->weigh_q8_0(v, n, l->d16, next, p, PL_CHUNK, rows, values); break;
         }
         t += n;
     }

@@ -1,49 +1,27 @@
-/* Attention over paged keys and values.
- *
- * A page holds PL_PAGE positions of every layer and KV head. Per (layer, head): the keys as strips of 16 positions,
- * [d4][16], which is the weight layout, so that scores are a matrix product; then the values, [position][d16].
- * Elements are f16 or f32; d4 and d16 are head_dim rounded up to 4 and 16, padded with zeros. */
+/* Attention over paged keys and values: ops/kv.h says how they lie. */
 #ifndef PL_OPS_ATTENTION_H
 #define PL_OPS_ATTENTION_H
 
-#include "kernels/kernels.h"
-#include "pyllm.h"
+#include "ops/kv.h"
 
 enum {
     PL_CHUNK = 256, /* positions whose softmax is taken at once; part of the arithmetic */
     PL_ROWS = 16,   /* queries that one call of pl_attend may share its keys with */
 };
 
-typedef struct pl_kv_layout {
-    int32_t type; /* PL_TYPE_F16 or PL_TYPE_F32 */
-    int32_t n_kv_heads;
-    int64_t head_dim, d4, d16;
-    size_t element;               /* bytes */
-    size_t key_bytes, unit_bytes; /* of one (layer, head): its keys; keys and values */
-    size_t page_bytes;
-} pl_kv_layout;
-
-pl_kv_layout pl_kv_layout_of(const pl_config *config);
-
-/* Where (layer, head) lies in a page. */
-static inline size_t pl_kv_unit(const pl_kv_layout *layout, int64_t layer, int64_t head) {
-    return (size_t)(layer * layout->n_kv_heads + head) * layout->unit_bytes;
-}
-
-/* Writes k and v (head_dim) at position `slot` of a page's unit. */
-void pl_kv_store(const pl_kv_layout *layout, uint8_t *unit, int64_t slot, const float *k, const float *v);
-void pl_kv_load(const pl_kv_layout *layout, const uint8_t *unit, int64_t slot, float *k, float *v); /* back as fp32 */
-/* The same as bytes: k, then v, head_dim elements each as the page holds them. */
-void pl_kv_pack(const pl_kv_layout *layout, const uint8_t *unit, int64_t slot, uint8_t *out);
-void pl_kv_unpack(const pl_kv_layout *layout, uint8_t *unit, int64_t slot, const uint8_t *in);
-
 /* Queries of one KV head, in one sequence: either the heads of a group at one position (step 0) or consecutive
- * positions of one head (step 1). Row r is at q + r * ldq and stands at position first + r * step. */
+ * positions of one head (step 1). Row r is column r of `acts` and stands at position first + r * step. */
 typedef struct pl_queries {
-    const float *q;
-    int64_t ldq, rows; /* rows <= PL_ROWS */
+    pl_acts acts; /* pl_query_acts */
+    int64_t rows; /* <= PL_ROWS */
     int64_t first, step;
 } pl_queries;
+
+/* Floats of room that queries take beside themselves: Q8_0 keys are multiplied with integers of 16 bits. */
+int64_t pl_query_room(const pl_kv_layout *layout);
+/* Queries q (rows, ld) of head_dim as the keys' product reads them; room (pl_query_room) has to last as long. */
+pl_acts pl_query_acts(const pl_kernels *kernels, const pl_kv_layout *layout, const float *q, int64_t ld, int64_t rows,
+                      float *room);
 
 /* What a position sees: so many before it, itself, and so many after it, of the `length` there are. */
 typedef struct pl_sight { int64_t before, after, length; } pl_sight;

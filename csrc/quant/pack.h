@@ -12,6 +12,10 @@ static inline void pl_pack_codes8(pl_codes8 *codes, int32_t lane, const void *co
     }
 }
 
+static inline void pl_unpack_codes8(const pl_codes8 *codes, int32_t lane, void *code) {
+    for (int g = 0; g < 8; g++) { pl_store32((uint8_t *)code + 4 * g, pl_load32(codes->q[g][lane]) ^ 0x80808080); }
+}
+
 /* code (32) in [-bias, 15 - bias]. */
 static inline void pl_pack_codes4(pl_codes4 *codes, int32_t lane, const int8_t *code, int bias) {
     for (int j = 0; j < 16; j++) {

@@ -267,8 +267,19 @@ static void probe_elementwise(const pl_kernels *kernels) {
     report("centre", "", kernels->name, centre);
 }
 
+/* n blocks with codes of any kind and ordinary scales. */
+static pl_block_q8_0 *random_blocks(int64_t n) {
+    pl_block_q8_0 *block = get((size_t)n, sizeof *block);
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t d = pl_f16_from_float(random_float());
+        memcpy(block[i].d, &d, sizeof d);
+        for (int j = 0; j < PL_BLOCK; j++) block[i].qs[j] = (int8_t)random_bits();
+    }
+    return block;
+}
+
 static void probe_weigh(const pl_kernels *kernels) {
-    uint64_t half = START, full = START;
+    uint64_t half = START, full = START, eighth = START;
     random_state = 4;
     for (int64_t heads = 1; heads < 10; heads++) {
         int64_t tokens = 7 * heads, d16 = 16 * (1 + heads % 5), n = tokens * d16;
@@ -280,10 +291,14 @@ static void probe_weigh(const pl_kernels *kernels) {
         half = hash_floats(half, out, heads * d16);
         kernels->weigh_f32(value, tokens, d16, 0, p, tokens, heads, out);
         full = hash_floats(full, out, heads * d16);
-        free(value), free(value16), free(p), free(out);
+        pl_block_q8_0 *blocks = random_blocks(tokens * ((d16 + PL_BLOCK - 1) / PL_BLOCK));
+        kernels->weigh_q8_0(blocks, tokens, d16, 0, p, tokens, heads, out);
+        eighth = hash_floats(eighth, out, heads * d16);
+        free(value), free(value16), free(blocks), free(p), free(out);
     }
     report("weigh/f16", "", kernels->name, half);
     report("weigh/f32", "", kernels->name, full);
+    report("weigh/q8_0", "", kernels->name, eighth);
 }
 
 /* ---- a whole model ----------------------------------------------------------------------------------------------- */
@@ -608,6 +623,15 @@ static void probe_models(const pl_kernels *kernels) {
     }
 }
 
+/* Keys and values in 8 bits. */
+static void probe_kept(const pl_kernels *kernels) {
+    must(pl_isa_select(kernels->name, &error));
+    random_state = 400;
+    pl_model *model = make_model(pl_type_find(PL_TYPE_Q4_0), 2, PL_TYPE_Q8_0);
+    report("model/", "kv-q8_0", kernels->name, hash_model(model, START));
+    pl_model_release(model);
+}
+
 /* Everything that is not in a plain Llama, on two types that differ in all: quantised weights, and floats. */
 static void probe_switches(const pl_kernels *kernels) {
     static const int32_t types[] = {PL_TYPE_Q4_0, PL_TYPE_F16};
@@ -649,6 +673,7 @@ int main(void) {
         probe_weigh(kernels);
         probe_models(kernels);
         probe_switches(kernels);
+        probe_kept(kernels);
     }
     return 0;
 }
