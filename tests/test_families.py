@@ -337,6 +337,36 @@ def test_fields_that_change_nothing(name: str, tmp_path: Path) -> None:
     assert logits_of(edit_config(path, **common, **PUBLISHED[name])).tobytes() == before.tobytes()
 
 
+GELU, TANH = "gelu", "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize(("act", "activation"), [(GELU, None), (GELU, TANH), (TANH, TANH), (TANH, None), (None, None)])
+def test_gemma_names_its_activation_twice(act: str | None, activation: str | None, tmp_path: Path) -> None:
+    """Gemma 1, 1.1 and CodeGemma say it in different ways and mean the same."""
+    path = folder_of("gemma", tmp_path)
+    before = logits_of(path)
+    assert logits_of(edit_config(path, hidden_act=act, hidden_activation=activation)).tobytes() == before.tobytes()
+
+
+def test_gemma_3_has_no_cap_on_attention(tmp_path: Path) -> None:
+    """transformers keeps the field and does not look at it, nor does anybody else; Gemma 2's matters."""
+    path = folder_of("gemma3", tmp_path)
+    before = logits_of(path)
+    assert logits_of(edit_config(path, attn_logit_softcapping=0.5)).tobytes() == before.tobytes()
+    path = folder_of("gemma2", tmp_path)
+    before = logits_of(path)
+    assert logits_of(edit_config(path, attn_logit_softcapping=0.5)).tobytes() != before.tobytes()
+
+
+@pytest.mark.parametrize("name", ["qwen2-window", "qwen2_moe-sparse", "smollm3"])
+def test_a_window_that_no_layer_has(name: str, tmp_path: Path) -> None:
+    path = folder_of(name, tmp_path)
+    off, on = ({"use_sliding_window": on, "sliding_window": 6} for on in (False, True))
+    types = ["full_attention"] * MODELS[name]["config"]["num_hidden_layers"]
+    plain = logits_of(edit_config(path, layer_types=types, **off))
+    assert logits_of(edit_config(path, **on)).tobytes() == plain.tobytes()
+
+
 def test_a_folder_with_a_tokenizer_speaks(tmp_path: Path) -> None:
     """Its tokenizer, the ids that end a text, and the defaults of generation."""
     path = folder_of("qwen2", tmp_path)
@@ -429,6 +459,7 @@ def test_a_folder_is_a_model_like_any_other(tmp_path: Path) -> None:
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, r"parameters\.odd is '1'"),
         ("llama", {"sliding_window": 5}, r"sliding_window is '5'"),
         ("gemma3", {"layer_types": ["linear_attention"] * 7}, r"layer_types has 'linear_attention'"),
+        ("gemma", {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}, r"hidden_act is 'silu'"),
         ("gemma2", {"use_bidirectional_attention": True}, r"use_bidirectional_attention is 'True'"),
         ("falcon-7b", {"alibi": True}, r"alibi asks for ALiBi positions"),
         ("phi", {"qk_layernorm": True}, r"qk_layernorm is 'True'"),
