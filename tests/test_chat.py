@@ -527,6 +527,7 @@ STEPS = 20_000  # passes allowed in the tests of hostile templates
         ("{{ [[1] * 9999] * 9999 }}", "would be larger"),
         (NESTED + "{{ n.a }}", "would be larger"),
         (NESTED + "{{ n.a | tojson }}", "would be larger"),
+        (NESTED + NESTED.replace("n.a", "m.a").replace("set n", "set m") + "{{ n.a == m.a }}", "would be larger"),
         ("{{ ([1] * 1000000) | tojson(indent=1000) }}", "characters"),
         (
             "{% set n = namespace(s='a,a') %}{% for i in range(99) %}{% set n.s = n.s.split(',') | join('a,a,a') %}"

@@ -29,6 +29,7 @@ MOST_SECONDS = 10.0  # of a processor, in one rendering
 LONGEST_RANGE = 10_000
 
 _STEPS = "steps left"  # in a template's variables; no template can write this name
+_CHECKED = "not too large"  # nor this one
 _TAGGED = f"{TaggedText.__module__}.{TaggedText.__qualname__}"  # in Jinja's messages about what is a string to users
 _GROWING_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "translate", "zfill"})
 
@@ -72,8 +73,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals |= {"raise_exception": _raise, "strftime_now": _now, "range": _range}
         self.globals |= {"dict": _Dict(), "namespace": _Namespace}
         del self.globals["lipsum"]
-        self.filters |= {"join_text": self._join, _STEPS: _count_step, "tojson": self._to_json}
-        self.filters |= {"join": self._join_filter, "replace": self._replace_filter}
+        self.filters |= {_STEPS: _count_step, _CHECKED: bounds.checked, "join_text": self._join}
+        self.filters |= {"join": self._join_filter, "replace": self._replace_filter, "tojson": self._to_json}
         for name in ("e", "escape", "float", "int", "title", "urlencode", "wordcount"):
             self.filters[name] = self._on_plain_text(self.filters[name])
         for name in ("batch", "center", "round", "slice"):
@@ -224,7 +225,7 @@ def _names(tree: nodes.Node) -> set[str]:
 
 
 class _Rewriter(NodeTransformer):
-    """Counts passes through loops and macros, and sends `~` through the join that keeps tags."""
+    """Counts passes through loops and macros, looks at what is compared, and has `~` be the join that keeps tags."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -236,10 +237,24 @@ class _Rewriter(NodeTransformer):
         node.body.insert(0, _step_statement(node.lineno))
         return node
 
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _checked_node(node.expr)
+        for operand in node.ops:
+            operand.expr = _checked_node(operand.expr)
+        return node
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
         parts = nodes.List(node.nodes, lineno=node.lineno)
         return nodes.Filter(parts, "join_text", [], [], None, None, lineno=node.lineno)
+
+
+def _checked_node(node: nodes.Expr) -> nodes.Expr:
+    """What stays as it is, if it is not too large; a constant is not."""
+    if isinstance(node, nodes.Const):
+        return node
+    return nodes.Filter(node, _CHECKED, [], [], None, None, lineno=node.lineno)
 
 
 def _step_statement(line: int) -> nodes.ExprStmt:
