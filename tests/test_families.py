@@ -260,6 +260,58 @@ def test_the_length_of_a_text_decides_between_factors(tmp_path: Path) -> None:
         assert np.abs(beyond - model.logits(tokens[:17])).max() > TOLERANCES["f16"]
 
 
+DYNAMIC = MODELS["llama-dynamic"]["config"]["rope_parameters"]
+ORIGINAL = MODELS["llama-dynamic"]["config"]["max_position_embeddings"]
+
+
+def test_dynamic_rope_is_none_up_to_the_original_length(tmp_path: Path) -> None:
+    """As in transformers: the model's own base, to the bit and to the token."""
+    path, tokens = folder_of("llama-dynamic", tmp_path), TABLE["tokens"]
+    with pyllm.load(path, threads=1) as model:
+        assert model.context_length == ORIGINAL * DYNAMIC["factor"]
+        within, beyond = model.logits(tokens[:ORIGINAL]), model.logits(tokens[: ORIGINAL + 1])
+    plain = {"rope_type": "default", "rope_theta": DYNAMIC["rope_theta"]}
+    edit_config(path, rope_parameters=plain, max_position_embeddings=2 * ORIGINAL)
+    with pyllm.load(path, threads=1) as model:
+        assert within.tobytes() == model.logits(tokens[:ORIGINAL]).tobytes()
+        assert np.abs(beyond - model.logits(tokens[: ORIGINAL + 1])).max() > TOLERANCES["f16"]
+
+
+def test_dynamic_rope_beyond_the_original_length_is_that_of_the_longest_text(tmp_path: Path) -> None:
+    """As in transformers once it has read one: its rows are those of shorter texts."""
+    with pyllm.load(folder_of("llama-dynamic", tmp_path), threads=1) as model:
+        lengths = [position + 1 for position in TABLE["positions"] if position >= ORIGINAL]
+        for length, expected in zip(lengths, golden_logprobs()["llama-dynamic"][-len(lengths) :], strict=True):
+            found = log_softmax(model.logits(TABLE["tokens"][:length])[-1])
+            assert np.abs(found - expected).max() < TOLERANCES["f16"], length
+    assert len(lengths) >= 4
+
+
+def test_dynamic_rope_does_not_depend_on_how_a_text_came(tmp_path: Path) -> None:
+    """At once, in chunks, token by token, after a longer text, and generated: the same bits on both sides of the limit.
+
+    In transformers each of them has another answer.
+    """
+    tokens = TABLE["tokens"]
+    with pyllm.load(folder_of("llama-dynamic", tmp_path), threads=1) as model:
+        expected = {length: model.logits(tokens[:length])[-1].tobytes() for length in range(1, len(tokens) + 1)}
+        for chunk in (1, 3, ORIGINAL - 1, ORIGINAL + 1):
+            with model.session() as session:
+                for start in range(0, len(tokens), chunk):
+                    row = session.eval(tokens[start : start + chunk])
+                    assert row.tobytes() == expected[session.position], (chunk, session.position)
+                session.truncate(ORIGINAL - 2)
+                for token in tokens[ORIGINAL - 2 : ORIGINAL + 2]:
+                    assert session.eval([token]).tobytes() == expected[session.position], (chunk, session.position)
+        greedy = pyllm.Sampler.greedy()
+        generated = model.generate(tokens[: ORIGINAL - 3], max_tokens=8, sampler=greedy, stop=()).tokens
+        text = list(tokens[: ORIGINAL - 3])
+        for token in generated:
+            assert token == int(model.logits(text)[-1].argmax())
+            text.append(token)
+        assert len(text) > ORIGINAL + 1
+
+
 #: Fields of published configs that the library's own classes do not write.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llama": {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
@@ -283,6 +335,36 @@ def test_fields_that_change_nothing(name: str, tmp_path: Path) -> None:
     before = logits_of(path)
     common = {"_name_or_path": "a/b", "torch_dtype": "bfloat16", "unsloth_version": "2025.1", "attention_dropout": 0.1}
     assert logits_of(edit_config(path, **common, **PUBLISHED[name])).tobytes() == before.tobytes()
+
+
+GELU, TANH = "gelu", "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize(("act", "activation"), [(GELU, None), (GELU, TANH), (TANH, TANH), (TANH, None), (None, None)])
+def test_gemma_names_its_activation_twice(act: str | None, activation: str | None, tmp_path: Path) -> None:
+    """Gemma 1, 1.1 and CodeGemma say it in different ways and mean the same."""
+    path = folder_of("gemma", tmp_path)
+    before = logits_of(path)
+    assert logits_of(edit_config(path, hidden_act=act, hidden_activation=activation)).tobytes() == before.tobytes()
+
+
+def test_gemma_3_has_no_cap_on_attention(tmp_path: Path) -> None:
+    """transformers keeps the field and does not look at it, nor does anybody else; Gemma 2's matters."""
+    path = folder_of("gemma3", tmp_path)
+    before = logits_of(path)
+    assert logits_of(edit_config(path, attn_logit_softcapping=0.5)).tobytes() == before.tobytes()
+    path = folder_of("gemma2", tmp_path)
+    before = logits_of(path)
+    assert logits_of(edit_config(path, attn_logit_softcapping=0.5)).tobytes() != before.tobytes()
+
+
+@pytest.mark.parametrize("name", ["qwen2-window", "qwen2_moe-sparse", "smollm3"])
+def test_a_window_that_no_layer_has(name: str, tmp_path: Path) -> None:
+    path = folder_of(name, tmp_path)
+    off, on = ({"use_sliding_window": on, "sliding_window": 6} for on in (False, True))
+    types = ["full_attention"] * MODELS[name]["config"]["num_hidden_layers"]
+    plain = logits_of(edit_config(path, layer_types=types, **off))
+    assert logits_of(edit_config(path, **on)).tobytes() == plain.tobytes()
 
 
 def test_a_folder_with_a_tokenizer_speaks(tmp_path: Path) -> None:
@@ -377,6 +459,7 @@ def test_a_folder_is_a_model_like_any_other(tmp_path: Path) -> None:
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, r"parameters\.odd is '1'"),
         ("llama", {"sliding_window": 5}, r"sliding_window is '5'"),
         ("gemma3", {"layer_types": ["linear_attention"] * 7}, r"layer_types has 'linear_attention'"),
+        ("gemma", {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}, r"hidden_act is 'silu'"),
         ("gemma2", {"use_bidirectional_attention": True}, r"use_bidirectional_attention is 'True'"),
         ("falcon-7b", {"alibi": True}, r"alibi asks for ALiBi positions"),
         ("phi", {"qk_layernorm": True}, r"qk_layernorm is 'True'"),

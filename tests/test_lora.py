@@ -161,6 +161,8 @@ def test_an_adapter_goes_along(tmp_path: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_alpha": "8"}, "lora_alpha is 8, expected a number"),
         ({"alpha_pattern": [1]}, "alpha_pattern is no object"),
+        ({"alpha_pattern": {r"layers\.[01]\..*q_proj": 9}}, r"alpha_pattern has the expression 'layers"),
+        ({"alpha_pattern": {"(a+)+": 9}}, r"alpha_pattern has the expression '\(a\+\)\+', not a name"),
     ],
 )
 def test_other_adapters_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -684,6 +685,49 @@ def test_tokenizer_json_beginnings_follow_the_file(tmp_path: Path) -> None:
 def test_damaged_tokenizer_jsons_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         parse(data, "bad.json")
+
+
+def replacing(pattern: dict[str, str], content: str, times: int = 1, inside: str = "normalizers") -> dict[str, Any]:
+    """The same replacement again and again."""
+    return {"type": "Sequence", inside: [{"type": "Replace", "pattern": pattern, "content": content}] * times}
+
+
+def charsmap(*parts: bytes) -> dict[str, str]:
+    return {"type": "Precompiled", "precompiled_charsmap": b64encode(b"".join(parts)).decode()}
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "message"),
+    [
+        ("normalizer", replacing({"String": "a"}, "aa", 30), r"normalisation could make a text 2\.147e\+09 times"),
+        ("normalizer", replacing({"Regex": "x*"}, "x", 40), "normalisation could make a text"),
+        ("normalizer", replacing({"String": ""}, "a" * 100_000), "normalisation could make a text"),
+        ("normalizer", charsmap(bytes([4, 0, 0, 0, 0, 0, 0, 0]), b"a" * 100_000), "normalisation could make a text"),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 40}, "normalisation could"),
+        ("decoder", replacing({"String": "a"}, "aa", 30, "decoders"), "decoder could make a text"),
+        ("normalizer", charsmap(b"\xff\xff\xff\x7f"), "4 bytes with a trie of 2147483647"),
+        ("normalizer", charsmap(b"\x06\0\0\0", bytes(20)), "24 bytes with a trie of 6"),
+        ("normalizer", charsmap(), "0 bytes with a trie of 0"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "no base64"}, "is no base64"),
+        ("normalizer", {"type": "Precompiled"}, "is no base64"),
+    ],
+)
+def test_files_that_would_take_all_memory_are_refused(where: str, step: dict[str, Any], message: str) -> None:
+    """The library ends the process where it cannot have the memory that they make it ask for."""
+    spec = {**byte_level_json(), where: step}
+    if where == "decoder":
+        step["decoders"].append(byte_level_json()["decoder"])
+    with pytest.raises(TokenizerError, match=message):
+        parse(json.dumps(spec).encode(), "bad.json")
+
+
+def test_merges_are_not_dropped_at_random() -> None:
+    """What a file says of training is nothing to those who read texts."""
+    spec = byte_level_json()
+    spec["model"]["dropout"] = 0.5
+    expected = parse(json.dumps(byte_level_json()).encode(), "plain.json").encode("hello hello hello")
+    for _ in range(20):
+        assert parse(json.dumps(spec).encode(), "dropout.json").encode("hello hello hello") == expected
 
 
 @pytest.mark.parametrize("name", fuzz_tokenizers.seeds())

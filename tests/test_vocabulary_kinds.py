@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,25 @@ def test_unigram_says_of_itself(unigram: tuple[dict[str, Any], sentencepiece.Sen
     assert tokenizer.encode("</s>", special=True) == [reference.eos_id()]
     assert tokenizer.encode("the", eos=True) == [*reference.encode("the"), reference.eos_id()]
     assert tokenizer.encode_batch(["the", "fox"] * 9) == [reference.encode(text) for text in ["the", "fox"] * 9]
+
+
+def test_a_real_table_is_within_the_limits_of_tokenizer_json(
+    unigram: tuple[dict[str, Any], sentencepiece.SentencePieceProcessor],
+) -> None:
+    """SentencePiece's own, with more steps around it than published files have."""
+    metadata, _ = unigram
+    table = b64encode(metadata["precompiled_charsmap"].tobytes()).decode()
+    steps: list[dict[str, Any]] = [{"type": "Precompiled", "precompiled_charsmap": table}]
+    steps += [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}] * 4
+    steps += [{"type": "Replace", "pattern": {"String": "``"}, "content": '"'}] * 20
+    pieces = list(map(list, zip(metadata["tokens"], metadata["scores"].tolist(), strict=True)))
+    spaces = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    spec = {"version": "1.0", "added_tokens": [], "normalizer": {"type": "Sequence", "normalizers": steps}}
+    spec |= {"pre_tokenizer": spaces, "post_processor": None, "decoder": spaces}
+    spec |= {"model": {"type": "Unigram", "unk_id": metadata["unknown_token_id"], "vocab": pieces}}
+    data = json.dumps(spec)
+    for text in ("the quick \ufdfa fox", "\uff34\uff28\uff25  ``dog``"):
+        assert parse(data.encode(), "real.json").encode(text) == tokenizers.Tokenizer.from_str(data).encode(text).ids
 
 
 FIVE_PIECES: dict[str, Any] = {

@@ -210,10 +210,10 @@ def qwen_window(draft: Draft, default: Iterable[bool]) -> None:
     """Qwen's: a window counts only where it is also turned on."""
     fields = draft.fields
     on, layers = fields.flag("use_sliding_window", False), layer_types(draft, default)
-    if not on:
-        fields.get("sliding_window")
-    elif any(layers):
+    if on and any(layers):
         draft.windows(fields.integer("sliding_window", 4096), layers)
+    else:
+        fields.get("sliding_window")
 
 
 # ---- experts ---------------------------------------------------------------------------------------------------------

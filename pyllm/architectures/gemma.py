@@ -69,6 +69,8 @@ def folder(checkpoint: Checkpoint) -> Draft:
     from_folder.activation(draft, "hidden_activation", "hidden_act", default="gelu_pytorch_tanh")
     if draft.config["activation"] == "gelu":
         draft.set(activation="gelu_tanh")  # the first files say "gelu" and mean its approximation
+    if draft.fields.has("hidden_act"):  # beside the other, as the files of 1.1 and CodeGemma have it
+        draft.fields.choice("hidden_act", {"gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"})
     from_folder.rotation(draft)
     return from_folder.finish(draft)
 
@@ -79,7 +81,8 @@ def folder2(checkpoint: Checkpoint) -> Draft:
     _norms_on_both_sides(draft)
     from_folder.rotation(draft)
     from_folder.window(draft, from_folder.layer_types(draft, draft.pattern(2)), 4096)
-    _caps(draft, 50.0, 30.0)
+    draft.set(attention_softcap=_cap(draft, "attn_logit_softcapping", 50.0))
+    draft.set(logit_softcap=_cap(draft, "final_logit_softcapping", 30.0))
     return from_folder.finish(draft)
 
 
@@ -92,7 +95,8 @@ def folder3(checkpoint: Checkpoint) -> Draft:
     from_folder.rotations(draft, theta=1000000.0, local_theta=LOCAL_THETA)
     draft.set(qk_norm="head")
     draft.needs(*QK_NORMS)
-    _caps(draft, 0.0, 0.0)
+    draft.set(logit_softcap=_cap(draft, "final_logit_softcapping", 0.0))
+    draft.fields.get("attn_logit_softcapping")  # Gemma 3 has norms of queries and keys instead; nobody looks at it
     return from_folder.finish(draft)
 
 
@@ -111,6 +115,7 @@ def _begin_folder(checkpoint: Checkpoint) -> Draft:
 def _norms_on_both_sides(draft: Draft) -> None:
     from_folder.activation(draft, "hidden_activation", default="gelu_pytorch_tanh")
     draft.fields.get("hidden_act")  # which nobody looks at
+    draft.set(attention_scale=draft.fields.number("query_pre_attn_scalar", 256.0) ** -0.5)
     draft.needs(*POST_NORMS)
     names = {
         "attention_post_norm": "post_attention_layernorm",
@@ -121,12 +126,6 @@ def _norms_on_both_sides(draft: Draft) -> None:
         draft.place(slot, Part(f"model.layers.{{layer}}.{name}.weight", plus=1.0))
 
 
-def _caps(draft: Draft, attention: float, logits: float) -> None:
-    """Soft caps: null turns them off, absence means the family's default."""
-    fields = draft.fields
-    for switch, name, default in (
-        ("attention_softcap", "attn_logit_softcapping", attention),
-        ("logit_softcap", "final_logit_softcapping", logits),
-    ):
-        draft.set(**{switch: fields.number_or_off(name) if name in fields.values else default})
-    draft.set(attention_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5)
+def _cap(draft: Draft, name: str, default: float) -> float:
+    """A soft cap: null turns it off, absence means the family's default."""
+    return draft.fields.number_or_off(name) if name in draft.fields.values else default

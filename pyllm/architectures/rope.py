@@ -36,7 +36,11 @@ def linear(dims: int, factor: float) -> Stretch:
 def dynamic(dims: int, factor: float, original: int) -> tuple[Stretch, int]:
     """Another base in sequences longer than `original`, that of a text `factor` times as long; and that length.
 
-    The base would depend on each text's length, which no cache of keys can follow; vLLM settles on the same one.
+    As published, the base follows the length of the text. Cached keys cannot: every token more would turn them all
+    anew. `transformers` takes the longest text that the process has read and leaves cached keys as they are, so what it
+    answers depends on what came before, and on the chunks that a text came in. Here the base is a function of the text
+    alone. That is `transformers`' answer to a text read at once by a model just loaded up to `original`, which is what
+    the model was trained on, and at the longest; in between, its answer once it has read the longest.
     """
     longest = int(original * factor)
     growth = factor * longest / original - (factor - 1.0)

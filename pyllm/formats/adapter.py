@@ -17,6 +17,7 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
 _PEFT_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
+_PLAIN_NAME = re.compile(r"[\w.]+")
 _GGUF_NAME = re.compile(r"(?P<module>.+)\.weight\.lora_(?P<half>[ab])")
 # What the library can do besides, with the value that turns it off.
 _OFF: dict[str, tuple[object, ...]] = {
@@ -101,8 +102,11 @@ def _scale(checkpoint: Checkpoint, module: str, rank: int) -> float:
     patterns = values.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise ModelFormatError(f"{checkpoint.path}: alpha_pattern is no object")
-    # As peft has it, a pattern is a regular expression for the end of a module's name. Those of a file that may hold
-    # anything are taken at their word alone.
+    # As peft has it, a pattern is a regular expression for the end of a module's name. One of a file that may hold
+    # anything can take for ever, so only plain names are read.
+    for key in patterns:
+        if not _PLAIN_NAME.fullmatch(key):
+            raise UnsupportedModelError(f"{checkpoint.path}: alpha_pattern has the expression {key[:80]!r}, not a name")
     alpha = next(
         (value for key, value in patterns.items() if f".{module}".endswith(f".{key}")), values.get("lora_alpha")
     )

@@ -13,6 +13,7 @@ from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
 from pyllm.tokenizers.bytebpe import BYTE_OF
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.folder import FolderFacts
+from pyllm.tokenizers.json_limits import check_growth
 from pyllm.tokenizers.library import library_errors
 from pyllm.tokenizers.scored import byte_value
 
@@ -88,6 +89,7 @@ class JsonTokenizer(JsonVocabulary):
         """`spec`: what the file holds, `completed` by the facts; `source` names the file in messages."""
         self._facts = facts
         kinds = self._checked_kinds(spec, source)
+        check_growth(spec, source)
         with library_errors(source, "tokenizer.json"):
             self._library = _build(spec)
             self._later = _build(_without_first_prefix(spec))
@@ -190,7 +192,10 @@ def parse_object(data: bytes, source: str) -> dict[str, Any]:
 def _build(spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
-    library = Tokenizer.from_str(json.dumps({**spec, "padding": None, "truncation": None}))
+    unused: dict[str, Any] = {"padding": None, "truncation": None}
+    if isinstance(spec["model"], dict) and spec["model"].get("dropout"):  # of merges, at random: for training only
+        unused["model"] = {**spec["model"], "dropout": None}
+    library = Tokenizer.from_str(json.dumps({**spec, **unused}))
     library.encode_special_tokens = True  # control tokens in text are text; `Tokenizer.encode` cuts out the others
     return library
 

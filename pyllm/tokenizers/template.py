@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import wraps
+from time import thread_time
 from typing import Any
 
 from jinja2 import TemplateError, nodes, pass_context
@@ -18,18 +19,19 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup, escape
 
 from pyllm.errors import TokenizerError
+from pyllm.tokenizers import template_bounds as bounds
 from pyllm.tokenizers.tagged import TaggedText, Tags
 
 # Far above every real template and conversation: what needs more was made to do harm.
 LONGEST_TEMPLATE = 1 << 20  # characters
 MOST_STEPS = 1_000_000  # passes through loops and macros, in one rendering
-LONGEST_TEXT = 1 << 26  # characters, rendered or in any string on the way
+MOST_SECONDS = 10.0  # of a processor, in one rendering
 LONGEST_RANGE = 10_000
-LARGEST_NUMBER = 1000  # for widths and powers
 
 _STEPS = "steps left"  # in a template's variables; no template can write this name
+_CHECKED = "not too large"  # nor this one
 _TAGGED = f"{TaggedText.__module__}.{TaggedText.__qualname__}"  # in Jinja's messages about what is a string to users
-_PADDING_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
+_GROWING_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "translate", "zfill"})
 
 
 class ChatTemplate:
@@ -52,7 +54,7 @@ class ChatTemplate:
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text, with the stand-ins of the tags. Raises `TokenizerError` with the template's own message."""
         try:
-            return str(self._template.render({**variables, _STEPS: [MOST_STEPS]}))
+            return str(self._template.render({**variables, _STEPS: [MOST_STEPS, thread_time() + MOST_SECONDS]}))
         except Exception as error:  # foreign code may fail in any way
             flaw = self._tags.show(str(error)).replace(_TAGGED, "str")
             raise TokenizerError(f"the chat template does not take this conversation: {flaw}") from error
@@ -64,19 +66,23 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, tags: Tags) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
+        extensions = [loopcontrols, _GenerationBlock]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=bounds.checked)
         self._tags = tags
         self.concat = self._join  # type: ignore[method-assign]  # what macros and `{% set %}` blocks are built with
         self.globals |= {"raise_exception": _raise, "strftime_now": _now, "range": _range}
         self.globals |= {"dict": _Dict(), "namespace": _Namespace}
         del self.globals["lipsum"]
-        self.filters |= {"join_text": self._join, _STEPS: _count_step, "tojson": self._to_json}
-        self.filters |= {"join": self._join_filter, "replace": self._replace_filter}
+        self.filters |= {_STEPS: _count_step, _CHECKED: bounds.checked, "join_text": self._join}
+        self.filters |= {"join": self._join_filter, "replace": self._replace_filter, "tojson": self._to_json}
         for name in ("e", "escape", "float", "int", "title", "urlencode", "wordcount"):
             self.filters[name] = self._on_plain_text(self.filters[name])
-        for name in ("batch", "center", "indent"):
+        for name in ("batch", "center", "round", "slice"):
             self.filters[name] = _with_small_numbers(self.filters[name])
-        del self.filters["format"]
+        self.filters |= {"indent": _indent_filter(self.filters["indent"]), "sum": _sum_filter(self.filters["sum"])}
+        for name in ("format", "wordwrap", "pprint"):
+            del self.filters[name]
+        self.filters = {name: _with_checked_result(function) for name, function in self.filters.items()}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = Parser(self, source, name, filename).parse()
@@ -84,11 +90,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        padding = isinstance(obj, str) and attr in _PADDING_METHODS
-        return not padding and super().is_safe_attribute(obj, attr, value)
+        growing = isinstance(obj, str) and attr in _GROWING_METHODS
+        return not growing and super().is_safe_attribute(obj, attr, value)
+
+    def call(self, context: Context, obj: Any, *args: Any, **options: Any) -> Any:
+        args = bounds.check_call(obj, args, options)
+        return bounds.checked(super().call(context, obj, *args, **options))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _check_size(operator, left, right)
+        bounds.check_operation(operator, left, right)
         texts = operator == "+" and isinstance(left, str) and isinstance(right, str)
         if texts and (isinstance(left, Markup) or isinstance(right, Markup)):
             return Markup(self._as_html(left) + self._as_html(right))
@@ -101,19 +111,21 @@ class _Environment(ImmutableSandboxedEnvironment):
         return str(escape(text))
 
     def _join(self, parts: Iterable[Any]) -> str:
-        texts = [str(part) for part in parts]
-        if sum(map(len, texts)) > LONGEST_TEXT:
-            raise TemplateError(f"it makes more than {LONGEST_TEXT} characters")
+        texts = [str(bounds.checked(part)) for part in parts]
+        if sum(map(len, texts)) > bounds.LONGEST_TEXT:
+            raise TemplateError(f"it makes more than {bounds.LONGEST_TEXT} characters")
         return self._tags.text("".join(texts))
 
     def _join_filter(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-        items = value if attribute is None else [self.getitem(item, attribute) for item in value]
+        items = list(value) if attribute is None else [self.getitem(item, attribute) for item in value]
+        bounds.check_joining(str(d), items)
         return self._tags.text(str(d).join(str(item) for item in items))
 
     def _replace_filter(self, value: Any, old: str, new: str, count: int | None = None) -> str:
         text = value if isinstance(value, str) else str(value)
         if isinstance(old, TaggedText) and not isinstance(text, TaggedText):
             old = old.plain
+        bounds.check_replacement(text, old, new)
         return self._tags.text(text.replace(old, new, -1 if count is None else count))
 
     def _on_plain_text(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,8 +148,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """As Hugging Face has it: no escapes for HTML. What comes out counts as text from messages."""
-        options = {"indent": _small(indent), "separators": separators, "sort_keys": sort_keys}
-        text = json.dumps(self._tags.show_all(value), ensure_ascii=ensure_ascii, **options)
+        plain = self._tags.show_all(bounds.checked(value))
+        options = {"indent": bounds.small(indent), "separators": separators, "sort_keys": sort_keys}
+        text = _json(plain, ensure_ascii=ensure_ascii, **options)
         return self._tags.text(self._tags.hide(text))
 
 
@@ -212,7 +225,7 @@ def _names(tree: nodes.Node) -> set[str]:
 
 
 class _Rewriter(NodeTransformer):
-    """Counts passes through loops and macros, and sends `~` through the join that keeps tags."""
+    """Counts passes through loops and macros, looks at what is compared, and has `~` be the join that keeps tags."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -224,10 +237,24 @@ class _Rewriter(NodeTransformer):
         node.body.insert(0, _step_statement(node.lineno))
         return node
 
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _checked_node(node.expr)
+        for operand in node.ops:
+            operand.expr = _checked_node(operand.expr)
+        return node
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
         parts = nodes.List(node.nodes, lineno=node.lineno)
         return nodes.Filter(parts, "join_text", [], [], None, None, lineno=node.lineno)
+
+
+def _checked_node(node: nodes.Expr) -> nodes.Expr:
+    """What stays as it is, if it is not too large; a constant is not."""
+    if isinstance(node, nodes.Const):
+        return node
+    return nodes.Filter(node, _CHECKED, [], [], None, None, lineno=node.lineno)
 
 
 def _step_statement(line: int) -> nodes.ExprStmt:
@@ -241,40 +268,59 @@ def _count_step(context: Context, value: str) -> str:
     left[0] -= 1
     if left[0] < 0:
         raise TemplateError(f"it loops more than {MOST_STEPS} times")
+    if thread_time() > left[1]:
+        raise TemplateError(f"it takes more than {MOST_SECONDS} seconds")
     return value
 
 
-def _check_size(operator: str, left: Any, right: Any) -> None:
-    """Refuses an operation before its result fills the memory."""
-    size = 0
-    if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
-        size = len(left) + len(right)
-    elif operator == "*" and isinstance(left, (str, list, tuple)) and isinstance(right, int):
-        size = len(left) * right
-    elif operator == "*" and isinstance(right, (str, list, tuple)) and isinstance(left, int):
-        size = len(right) * left
-    elif operator == "%" and isinstance(left, str):
-        size = LONGEST_TEXT + 1 if re.search(r"%[^%a-zA-Z]*(\*|\d{4})", left) else 0
-    elif operator == "**" and max(abs(left), abs(right)) > LARGEST_NUMBER:
-        size = LONGEST_TEXT + 1
-    if size > LONGEST_TEXT:
-        raise TemplateError(f"the result of {operator} would be larger than {LONGEST_TEXT}")
-
-
-def _small(value: Any) -> Any:
-    """The value; a number or a string must not be too large for a width."""
-    size = value if isinstance(value, int) else len(value) if isinstance(value, str) else 0
-    if size > LARGEST_NUMBER:
-        raise TemplateError(f"{size} is larger than {LARGEST_NUMBER}, the limit here")
-    return value
+def _json(value: Any, **options: Any) -> str:
+    """As `json.dumps` has it, piece by piece where lines are indented, so that it can be given up."""
+    if options["indent"] is None:
+        return json.dumps(value, **options)
+    pieces, length = [], 0
+    for piece in json.JSONEncoder(**options).iterencode(value):
+        pieces.append(piece)
+        length += len(piece)
+        if length > bounds.LONGEST_TEXT:
+            raise TemplateError(f"it makes more than {bounds.LONGEST_TEXT} characters")
+    return "".join(pieces)
 
 
 def _with_small_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    first = 2 if hasattr(function, "jinja_pass_arg") else 1  # behind what is filtered
+
+    @wraps(function)  # some ask for the context
     def call(*args: Any, **options: Any) -> Any:
-        for value in (*args, *options.values()):
+        for value in (*args[first:], *options.values()):
             if isinstance(value, int):
-                _small(value)
+                bounds.small(value)
         return function(*args, **options)
+
+    return call
+
+
+def _indent_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(text: Any, width: Any = 4, *args: Any, **options: Any) -> Any:
+        bounds.check_indent(text, width)
+        return function(text, width, *args, **options)
+
+    return call
+
+
+def _sum_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)  # which asks for the environment
+    def call(environment: Any, values: Any, attribute: Any = None, start: Any = 0) -> Any:
+        if not isinstance(start, (int, float)):
+            raise TemplateError("only numbers are summed")
+        return function(environment, values, attribute, start)
+
+    return call
+
+
+def _with_checked_result(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)  # some ask for the environment or the context
+    def call(*args: Any, **options: Any) -> Any:
+        return bounds.checked(function(*args, **options))
 
     return call
 

@@ -40,30 +40,25 @@ STEPS = 40
 BEST = 12
 
 
-def greedy_runs(model: Any, tokenizer: Any, prompts: list[str]) -> list[dict[str, Any]]:
-    """Continue each prompt by the best token, end-of-text or not."""
-    runs: list[dict[str, Any]] = []
-    for prompt in prompts:
-        prompt_ids = encode(tokenizer, prompt, special=True)
-        ids: list[int] = []
-        gaps: list[float] = []
-        fed, cache = torch.tensor([prompt_ids]), None
-        for _ in range(STEPS):
-            output = model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            best = torch.topk(output.logits[0, -1].double(), 2)
-            ids.append(int(best.indices[0]))
-            gaps.append(round(float(best.values[0] - best.values[1]), 5))
-            fed, cache = best.indices[:1][None], output.past_key_values
-        text = tokenizer.decode(ids, skip_special_tokens=False)
-        runs.append({"prompt": prompt, "prompt_ids": prompt_ids, "ids": ids, "gap": gaps, "text": text})
-    return runs
+def greedy_run(model: Any, prompt_ids: list[int], steps: int) -> dict[str, Any]:
+    """Continue a prompt by the best token, end-of-text or not."""
+    ids: list[int] = []
+    gaps: list[float] = []
+    fed, cache = torch.tensor([prompt_ids]), None
+    for _ in range(steps):
+        output = model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        best = torch.topk(output.logits[0, -1].double(), 2)
+        ids.append(int(best.indices[0]))
+        gaps.append(round(float(best.values[0] - best.values[1]), 5))
+        fed, cache = best.indices[:1][None], output.past_key_values
+    return {"prompt_ids": prompt_ids, "ids": ids, "gap": gaps}
 
 
-def logits(model: Any, tokenizer: Any, texts: list[dict[str, str]]) -> dict[str, np.ndarray]:
+def logits(model: Any, texts: dict[str, list[int]]) -> dict[str, np.ndarray]:
     """Find the best ids of every position of every text, and how likely the text's own next id is."""
     starts, all_ids, top_ids, top_logprobs, nll = [0], [], [], [], []
-    for text in texts:
-        ids = torch.tensor(encode(tokenizer, text["text"], special=True))
+    for text in texts.values():
+        ids = torch.tensor(text)
         logprobs = torch.log_softmax(model(ids[None]).logits[0].double(), -1)
         top = torch.topk(logprobs, BEST, -1)
         missed = -logprobs[:-1].gather(1, ids[1:, None])[:, 0]
@@ -73,13 +68,27 @@ def logits(model: Any, tokenizer: Any, texts: list[dict[str, str]]) -> dict[str,
         top_logprobs.append(top.values.numpy())
         nll.append(np.append(missed.numpy(), np.nan))
     return {
-        "names": np.array([text["name"] for text in texts]),
+        "names": np.array(list(texts)),
         "starts": np.array(starts, np.int32),
         "ids": np.concatenate(all_ids).astype(np.int32),
         "top_ids": np.concatenate(top_ids).astype(np.int32),
         "top_logprobs": np.concatenate(top_logprobs).astype(np.float32),
         "nll": np.concatenate(nll).astype(np.float32),
     }
+
+
+def load(path: Path) -> Any:
+    """The model of a GGUF, its weights dequantised to fp32."""
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+def write_runs(path: Path, model: Path, runs: list[dict[str, Any]]) -> None:
+    """Greedy runs as JSON, one a line."""
+    lines = ",\n".join("  " + json.dumps(run) for run in runs)
+    path.write_text(f'{{\n "model": "{model.name}",\n "runs": [\n{lines}\n ]\n}}\n')
 
 
 def main() -> None:
@@ -91,16 +100,17 @@ def main() -> None:
     arguments = parser.parse_args()
     path: Path = arguments.model
     tokenizer = smollm2_tokenizer(path)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
-    )
-    model = model.double().eval() if arguments.double else model.eval()
+    model = load(path).double() if arguments.double else load(path)
     wanted = json.loads((HERE / "smollm2_texts.json").read_text())
+    texts = {text["name"]: encode(tokenizer, text["text"], special=True) for text in wanted["texts"]}
+    runs = []
     with torch.inference_mode():
-        np.savez_compressed(arguments.out / "smollm2_logits.npz", **logits(model, tokenizer, wanted["texts"]))
-        runs = greedy_runs(model, tokenizer, wanted["greedy"])
-    lines = ",\n".join("  " + json.dumps(run) for run in runs)
-    (arguments.out / "smollm2_greedy.json").write_text(f'{{\n "model": "{path.name}",\n "runs": [\n{lines}\n ]\n}}\n')
+        np.savez_compressed(arguments.out / "smollm2_logits.npz", **logits(model, texts))
+        for prompt in wanted["greedy"]:
+            run = greedy_run(model, encode(tokenizer, prompt, special=True), STEPS)
+            text = tokenizer.decode(run["ids"], skip_special_tokens=False)
+            runs.append({"prompt": prompt, **run, "text": text})
+    write_runs(arguments.out / "smollm2_greedy.json", path, runs)
 
 
 if __name__ == "__main__":
