@@ -25,7 +25,7 @@ import pytest
 from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
-from pyllm import Sampler, scheduler
+from pyllm import Sampler, _core, scheduler
 from pyllm._core import NativeModel
 
 VOCAB, CONTEXT = 300, 1024
@@ -528,6 +528,7 @@ def test_a_crowd_with_random_cancellations(path: Path) -> None:
         expected = {(i, n): alone(model, i, n) for i in range(40) for n in (3, 9, 20)}
         page_bytes = model._native.kv_page_bytes
     budget = 60
+    _core.insist_on_threads(True)
     with pyllm.load(path, threads=2, prefix_cache=20 * page_bytes, kv_memory=budget * page_bytes) as model:
         crowd = Crowd(model, expected, budget)
         kinds = [crowd.in_threads, crowd.in_tasks, crowd.in_batches]
