@@ -67,7 +67,10 @@ def sanitizer_flags() -> tuple[list[str], list[str]]:
     """Flags for PYLLM_SANITIZE, such as "address,undefined": the first finding ends the process, with a trace."""
     if not SANITIZERS:
         return [], []
-    names = [*SANITIZERS, *(["float-cast-overflow"] if "undefined" in SANITIZERS else [])]  # which "undefined" leaves out
+    names = [
+        *SANITIZERS,
+        *(["float-cast-overflow"] if "undefined" in SANITIZERS else []),
+    ]  # which "undefined" leaves out
     sanitize = [f"-fsanitize={','.join(names)}", "-fno-sanitize-recover=all"]
     return [*sanitize, "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"], sanitize
 

@@ -29,7 +29,7 @@ class Batch:
     their own readers: at most `max_tokens` tokens each. Members are held by their owner: one that is dropped or closed
     is no longer stepped. `may_begin` is asked for each before it begins, with the prompts of those that are being read:
     it may be better to wait until one of them has been. `when_all_began` is called once all prompts
-    have been read.
+    have been read, or their members closed.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Batch:
         if self._lock.acquire(blocking=False):
             try:
                 self._complete([member for member in self._members() if member.begun and member.cancelled])
+                self._tell_when_all_began()
             finally:
                 self._lock.release()
 
@@ -98,8 +99,14 @@ class Batch:
         if pool is not None:
             pool.wait(begun)
         self._complete([member for member in begun if member.ready or member.cancelled])
-        reading = any(member.unanswered and member.pool is not None for member in members)
-        if self._when_all_began is not None and not self._waiting and not reading:
+        self._tell_when_all_began()
+
+    def _tell_when_all_began(self) -> None:
+        """Once there is no prompt left that somebody may want read."""
+        if self._when_all_began is None:
+            return
+        members = [member for ref in (*self._active, *self._waiting) if (member := ref()) is not None]
+        if not any(member.unanswered and member.pool is not None and not member.cancelled for member in members):
             self._when_all_began()
             self._when_all_began = None
 
