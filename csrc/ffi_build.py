@@ -51,8 +51,8 @@ def builds(compile_args: list[str], link_args: list[str]) -> bool:
 
 
 def openmp_flags() -> tuple[list[str], list[str]]:
-    """The flags that turn OpenMP on; none where the compiler has no OpenMP, and for the thread sanitizer, which does not
-    see how the threads of libgomp wait for each other: regions run on threads of our own there.
+    """The flags that turn OpenMP on; none where the compiler has no OpenMP, and for the thread sanitizer, which does
+    not see how the threads of libgomp wait for each other: regions run on threads of our own there.
     """
     if "thread" in SANITIZERS:
         return [], []
@@ -67,11 +67,10 @@ def sanitizer_flags() -> tuple[list[str], list[str]]:
     """Flags for PYLLM_SANITIZE, such as "address,undefined": the first finding ends the process, with a trace."""
     if not SANITIZERS:
         return [], []
-    names = [
-        *SANITIZERS,
-        *(["float-cast-overflow"] if "undefined" in SANITIZERS else []),
-    ]  # which "undefined" leaves out
-    sanitize = [f"-fsanitize={','.join(names)}", "-fno-sanitize-recover=all"]
+    names = ",".join(SANITIZERS)
+    if "undefined" in SANITIZERS:
+        names += ",float-cast-overflow"  # which "undefined" leaves out
+    sanitize = [f"-fsanitize={names}", "-fno-sanitize-recover=all"]
     return [*sanitize, "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"], sanitize
 
 

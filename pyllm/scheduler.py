@@ -159,9 +159,10 @@ class Scheduler:
     """Runs the forward passes of one model.
 
     Bounded: a pass has at most MOST_SEQUENCES sequences and about CHUNK tokens, fewer where the machine is slow for the
-    model; whoever is not in it waits in turn, in the thread that asked. `make_room` is called where memory for keys and values is not to be had, and says whether it
-    freed any. If not, the sequence waits until others have ended. Where nobody can go on, the youngest gives its memory
-    up, and reads its text again later; where the oldest cannot go on even so, it is told.
+    model; whoever is not in it waits in turn, in the thread that asked. `make_room` is called where memory for keys and
+    values is not to be had, and says whether it freed any. If not, the sequence waits until others have ended. Where
+    nobody can go on, the youngest gives its memory up, and reads its text again later; where the oldest cannot go on
+    even so, it is told.
 
     Nearly nothing here is locked: every change of the shared dictionaries is a single operation, and a signal handler
     may come in between any two lines, generate text by itself, and find everything in order.

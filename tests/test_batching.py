@@ -81,7 +81,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 @pytest.fixture
 def slow_passes(passes: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The same, where each takes so long that whoever may be in the next one has come by then, on a busy machine too."""
+    """The same, where each takes so long that whoever may be in the next has come by then, on a busy machine too."""
     evaluate = NativeModel.eval
 
     def eval_slowly(self: NativeModel, parts: Sequence[Any], poll: Any = None) -> Any:
