@@ -25,7 +25,7 @@ import pytest
 from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
-from pyllm import Sampler, scheduler
+from pyllm import Sampler, batching, scheduler
 from pyllm._core import NativeModel
 
 VOCAB, CONTEXT = 300, 1024
@@ -257,6 +257,22 @@ def test_members_may_be_read_by_threads_and_tasks(model: pyllm.Model) -> None:
         return list(await asyncio.wait_for(asyncio.gather(*map(read, start())), 60))
 
     assert asyncio.run(read_all()) == expected
+
+
+def test_the_last_token_reaches_its_reader(model: pyllm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one who looks in the moment between the end of the text and the delivery of its last token."""
+    complete = pyllm.Generation.complete
+
+    def complete_slowly(self: pyllm.Generation) -> pyllm.Chunk | None:
+        chunk = complete(self)
+        time.sleep(0.05)
+        return chunk
+
+    monkeypatch.setattr(pyllm.Generation, "complete", complete_slowly)
+    monkeypatch.setattr(batching, "NAP", 0.001)
+    batch = model.generate_batch([prompt(i) for i in range(4)], max_tokens=1, sampler=GREEDY)
+    with ThreadPoolExecutor(4) as pool:
+        assert [len(chunks) for chunks in pool.map(list, batch, timeout=60)] == [1] * 4
 
 
 # ---- meeting in the scheduler ----------------------------------------------------------------------------------------
