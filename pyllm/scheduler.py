@@ -394,9 +394,9 @@ class Scheduler:
         if at < len(seat.tokens):
             self._waiting[seat] = None  # behind the others
         else:
-            seat.settle(seat.session.rows(seat.n_logits))
             seat.absence.since = self._progress
-            self._away[seat.absence] = None
+            self._away[seat.absence] = None  # before it is told, since it may come back at once
+            seat.settle(seat.session.rows(seat.n_logits))
         return True
 
     def _recover(self, shares: Shares, error: Exception, call: _Call) -> None:

@@ -333,6 +333,26 @@ def test_a_long_prompt_does_not_stop_the_others(slow: pyllm.Model, passes: list[
     assert all(max(p) <= scheduler.CHUNK_IN_COMPANY for p in passes if len(p) > 1)
 
 
+@pytest.mark.parametrize(("longest", "least", "most"), [(1e6, 512, 512), (0.05, 64, 100), (1e-9, 64, 64)])
+def test_passes_are_as_large_as_the_pace_allows(
+    path: Path, passes: list[list[int]], monkeypatch: pytest.MonkeyPatch, longest: float, least: int, most: int
+) -> None:
+    """A layer takes no longer than it may, here where two layers take a millisecond for each token."""
+    evaluate = NativeModel.eval
+
+    def eval_slowly(self: NativeModel, parts: Sequence[Any], poll: Any = None) -> Any:
+        time.sleep(0.001 * sum(len(part.tokens) for part in parts))
+        return evaluate(self, parts, poll)
+
+    monkeypatch.setattr(NativeModel, "eval", eval_slowly)
+    monkeypatch.setattr(scheduler, "LONGEST_LAYER", longest)
+    with pyllm.load(path, threads=1) as model:
+        assert model.config.n_layers == 2
+        model.generate([5] * 900, max_tokens=1).tokens  # noqa: B018
+    assert passes[0] == [64]  # nothing is known yet
+    assert least <= max(size for (size,) in passes) <= most
+
+
 def test_prompts_are_read_in_turns(slow: pyllm.Model) -> None:
     """A prompt of thirty tokens is not kept waiting for one of six thousand."""
     long = np.random.default_rng(0).integers(3, 300, 6000).tolist()
