@@ -71,7 +71,7 @@ def sanitizer_flags() -> tuple[list[str], list[str]]:
     if "undefined" in SANITIZERS:
         names += ",float-cast-overflow"  # which "undefined" leaves out
     sanitize = [f"-fsanitize={names}", "-fno-sanitize-recover=all"]
-    return [*sanitize, "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"], sanitize
+    return [*sanitize, "-fno-omit-frame-pointer", "-g1", "-O1", "-UNDEBUG"], sanitize
 
 
 def relative(paths: list[Path]) -> list[str]:
