@@ -3,7 +3,7 @@
 Baseline machine code only: each kernel file raises its own target inside the source and is chosen at run time, so
 one wheel serves every CPU of its architecture.
 
-Environment: CC, CFLAGS and LDFLAGS as usual; PYLLM_SANITIZE=address,undefined for a build with sanitizers.
+Environment: CC, CFLAGS and LDFLAGS as usual; PYLLM_SANITIZE=address,undefined or =thread for a build with sanitizers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ COMPILE_ARGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvi
 COMPILE_ARGS += ["-Wall", "-Wextra", "-Werror=incompatible-pointer-types", "-Werror=int-conversion"]
 LINK_ARGS = ["-lm", "-pthread"]
 
+SANITIZERS = [name for name in os.environ.get("PYLLM_SANITIZE", "").split(",") if name]
+
 # What compilers call OpenMP, as (compile, link): GCC and Clang; Apple's Clang with a libomp beside it.
 OPENMP_SPELLINGS = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
 OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
@@ -49,23 +51,27 @@ def builds(compile_args: list[str], link_args: list[str]) -> bool:
 
 
 def openmp_flags() -> tuple[list[str], list[str]]:
-    """The flags that turn OpenMP on; none, and one thread at run time, where the compiler has no OpenMP."""
+    """The flags that turn OpenMP on; none where the compiler has no OpenMP, and for the thread sanitizer, which does
+    not see how the threads of libgomp wait for each other: regions run on threads of our own there.
+    """
+    if "thread" in SANITIZERS:
+        return [], []
     for compile_args, link_args in OPENMP_SPELLINGS:
         if builds(compile_args, link_args):
             return compile_args, link_args
-    print("pyllm: this compiler has no OpenMP; the extension will use one thread", file=sys.stderr)
+    print("pyllm: this compiler has no OpenMP; regions will start threads of their own", file=sys.stderr)
     return [], []
 
 
 def sanitizer_flags() -> tuple[list[str], list[str]]:
     """Flags for PYLLM_SANITIZE, such as "address,undefined": the first finding ends the process, with a trace."""
-    names = os.environ.get("PYLLM_SANITIZE")
-    if not names:
+    if not SANITIZERS:
         return [], []
-    if "undefined" in names.split(","):
+    names = ",".join(SANITIZERS)
+    if "undefined" in SANITIZERS:
         names += ",float-cast-overflow"  # which "undefined" leaves out
     sanitize = [f"-fsanitize={names}", "-fno-sanitize-recover=all"]
-    return [*sanitize, "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"], sanitize
+    return [*sanitize, "-fno-omit-frame-pointer", "-g1", "-O1", "-UNDEBUG"], sanitize
 
 
 def relative(paths: list[Path]) -> list[str]:

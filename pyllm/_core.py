@@ -239,7 +239,7 @@ class NativeModel:
         check(lib.pl_model_new(native, layers, out, err), err)
         self._pointer = ffi.gc(out[0], lib.pl_model_release)
         self.threads = threads
-        self.vocab_size, self.dim = config.vocab_size, config.dim
+        self.vocab_size, self.dim, self.n_layers = config.vocab_size, config.dim, config.n_layers
         self.n_kv_heads, self.head_dim = config.n_kv_heads, config.head_dim
 
     @property

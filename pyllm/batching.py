@@ -29,7 +29,7 @@ class Batch:
     their own readers: at most `max_tokens` tokens each. Members are held by their owner: one that is dropped or closed
     is no longer stepped. `may_begin` is asked for each before it begins, with the prompts of those that are being read:
     it may be better to wait until one of them has been. `when_all_began` is called once all prompts
-    have been read.
+    have been read, or their members closed.
     """
 
     def __init__(
@@ -54,23 +54,23 @@ class Batch:
     def step(self, reader: Generation) -> Chunk | None:
         """The reader's next chunk; None at its end."""
         inbox = self._inboxes[reader]
-        while True:
-            if inbox.items:
-                return inbox.take()
-            if reader.pool is None:
-                return None
+        while not inbox.items:
+            if reader.pool is None and not inbox.filling:
+                break  # nothing comes any more; but the last may have, since the line before
             if self._lock.acquire(blocking=False):
                 self._work(reader, inbox)
             else:
                 self._readers[inbox] = None
                 inbox.wait()
                 self._readers.pop(inbox, None)
+        return inbox.take() if inbox.items else None
 
     def tidy(self) -> None:
         """Let go of members that were closed in the midst of a step, unless another thread is about to."""
         if self._lock.acquire(blocking=False):
             try:
                 self._complete([member for member in self._members() if member.begun and member.cancelled])
+                self._tell_when_all_began()
             finally:
                 self._lock.release()
 
@@ -92,14 +92,20 @@ class Batch:
             self._admit(members)
         for member in members:
             if not member.begun:
-                self._begin(member)
+                self._fill(member, member.begin)
         begun = [member for member in members if member.begun]
         pool = next((member.pool for member in begun if member.pool is not None), None)
         if pool is not None:
             pool.wait(begun)
         self._complete([member for member in begun if member.ready or member.cancelled])
-        reading = any(member.unanswered and member.pool is not None for member in members)
-        if self._when_all_began is not None and not self._waiting and not reading:
+        self._tell_when_all_began()
+
+    def _tell_when_all_began(self) -> None:
+        """Once there is no prompt left that somebody may want read."""
+        if self._when_all_began is None:
+            return
+        members = [member for ref in (*self._active, *self._waiting) if (member := ref()) is not None]
+        if not any(member.unanswered and member.pool is not None and not member.cancelled for member in members):
             self._when_all_began()
             self._when_all_began = None
 
@@ -128,22 +134,22 @@ class Batch:
                 later.append(ref)
         self._waiting = later
 
-    def _begin(self, member: Generation) -> None:
-        try:
-            member.begin()
-        except Exception as error:
-            self._inboxes[member].items.append(error)
-
     def _complete(self, members: Sequence[Generation]) -> None:
         for member in members:
-            inbox = self._inboxes[member]
-            try:
-                chunk = member.complete()
-            except Exception as error:
-                inbox.items.append(error)
-            else:
-                if chunk is not None:
-                    inbox.items.append(chunk)
+            self._fill(member, member.complete)
+
+    def _fill(self, member: Generation, half_step: Callable[[], Chunk | None]) -> None:
+        """Put what comes of it, a chunk or an error, into the member's inbox."""
+        inbox = self._inboxes[member]
+        inbox.filling = True
+        try:
+            chunk = half_step()
+            if chunk is not None:
+                inbox.items.append(chunk)
+        except Exception as error:
+            inbox.items.append(error)
+        finally:
+            inbox.filling = False
 
 
 class _Inbox:
@@ -151,6 +157,7 @@ class _Inbox:
 
     def __init__(self) -> None:
         self.items: deque[Chunk | Exception] = deque()
+        self.filling = False  # something may be coming, though its member has ended by it
         self.bell: SimpleQueue[None] = SimpleQueue()
 
     def take(self) -> Chunk:

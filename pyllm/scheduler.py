@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 
 Shares: TypeAlias = "list[tuple[Seat, int]]"  # of a pass: who takes part with how many tokens
 
-#: Prompt tokens in one pass: enough for full speed, few enough to be interrupted soon.
+#: Prompt tokens in one pass at most: enough for full speed.
 CHUNK = 512
+#: Seconds that a layer may take, within which nothing is interrupted: where it takes longer, passes get fewer tokens.
+LONGEST_LAYER = 0.1
 #: The same where others wait for their next token or soon will, so that a long prompt does not stop them.
 CHUNK_IN_COMPANY = 128
 #: A sequence with no more than this to evaluate is not cut.
 SHORT = 32
-#: Sequences in one pass.
+#: Sequences in one pass; and the tokens that it may have in any case, and before the pace is known.
 MOST_SEQUENCES = 64
 #: Of the time of a pass: how long the next one is held back for sequences that were in it and come back quickly, and
 #: seconds at most. A sequence that misses a pass needs one of its own, so half of one is well spent.
@@ -156,10 +158,11 @@ class _Call:
 class Scheduler:
     """Runs the forward passes of one model.
 
-    Bounded: a pass has at most MOST_SEQUENCES sequences and about CHUNK tokens; whoever is not in it waits in turn, in
-    the thread that asked. `make_room` is called where memory for keys and values is not to be had, and says whether it
-    freed any. If not, the sequence waits until others have ended. Where nobody can go on, the youngest gives its memory
-    up, and reads its text again later; where the oldest cannot go on even so, it is told.
+    Bounded: a pass has at most MOST_SEQUENCES sequences and about CHUNK tokens, fewer where the machine is slow for the
+    model; whoever is not in it waits in turn, in the thread that asked. `make_room` is called where memory for keys and
+    values is not to be had, and says whether it freed any. If not, the sequence waits until others have ended. Where
+    nobody can go on, the youngest gives its memory up, and reads its text again later; where the oldest cannot go on
+    even so, it is told.
 
     Nearly nothing here is locked: every change of the shared dictionaries is a single operation, and a signal handler
     may come in between any two lines, generate text by itself, and find everything in order.
@@ -179,6 +182,7 @@ class Scheduler:
         self._claims = threading.RLock()  # whether a pass or its owner has a session; held for a few lines
         self._patience = 0.0
         self._progress = 0.0  # when the last pass ended
+        self._chunk = MOST_SEQUENCES  # tokens of a pass whose layers take no longer than they may
 
     # ---- for sequences -----------------------------------------------------------------------------------------------
 
@@ -309,7 +313,7 @@ class Scheduler:
         if len(waiting) == 1 and len(waiting[0].tokens) - waiting[0].at <= SHORT:
             return [(waiting[0], len(waiting[0].tokens) - waiting[0].at)]  # as mostly: the rest would come to the same
         shares: Shares = []
-        room = CHUNK
+        room = min(CHUNK, self._chunk)
         for seat in waiting:
             left = len(seat.tokens) - seat.at
             if left <= min(SHORT, room) and len(shares) < MOST_SEQUENCES:
@@ -350,17 +354,26 @@ class Scheduler:
                 return
             self._model.eval([_part(seat, n) for seat, n in shares], stop)
             self._progress = time.monotonic()
-            self._patience = min(PATIENCE * (self._progress - started), LONGEST_PATIENCE)
-            for seat, _ in shares:
-                seat.seconds += self._progress - started
+            seconds, tokens = self._progress - started, 0
+            self._patience = min(PATIENCE * seconds, LONGEST_PATIENCE)
+            for seat, n in shares:
+                tokens += n
+                seat.seconds += seconds
                 seat.alone = seat.alone and len(shares) == 1
                 self._note(seat)
+            if tokens > SHORT:
+                self._keep_pace(tokens, seconds)
         except Interrupted:
             return  # those that asked for it are dismissed before the next pass
         except Exception as error:
             self._recover(shares, error, call)
         finally:
             now.over = True
+
+    def _keep_pace(self, tokens: int, seconds: float) -> None:
+        """Choose how many tokens a pass may have from now on, by what the last one took."""
+        longest = LONGEST_LAYER * self._model.n_layers
+        self._chunk = max(MOST_SEQUENCES, min(CHUNK, int(tokens * longest / max(seconds, 1e-6))))
 
     def _claim(self, seat: Seat, now: _Pass) -> bool:
         """Whether the pass may use the session. From then on its owner does not touch it before the pass is over."""
@@ -381,9 +394,9 @@ class Scheduler:
         if at < len(seat.tokens):
             self._waiting[seat] = None  # behind the others
         else:
-            seat.settle(seat.session.rows(seat.n_logits))
             seat.absence.since = self._progress
-            self._away[seat.absence] = None
+            self._away[seat.absence] = None  # before it is told, since it may come back at once
+            seat.settle(seat.session.rows(seat.n_logits))
         return True
 
     def _recover(self, shares: Shares, error: Exception, call: _Call) -> None:

@@ -19,6 +19,10 @@ import pytest
 if TYPE_CHECKING:
     from pyllm.catalogue import Entry
 
+# Before anything imports numpy: the references multiply small matrices, and the threads that OpenBLAS would do it with
+# spin between them on the cores that are to be tested.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 

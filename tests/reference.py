@@ -163,15 +163,15 @@ def sees(config: ModelConfig, window: int, n: int) -> Array:
 def attend(config: ModelConfig, window: int, q: Array, k: Array, v: Array, sinks: Array | None) -> Array:
     """Attention: q (n, heads, d), k and v (n, kv_heads, d); out (n, heads * d)."""
     group = q.shape[1] // k.shape[1]
-    k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
-    scores = np.einsum("ihd,jhd->hij", q, k) * (config.attention_scale or q.shape[2] ** -0.5)
+    q, k, v = (x.transpose(1, 0, 2) for x in (q, k.repeat(group, axis=1), v.repeat(group, axis=1)))  # heads first
+    scores = q @ k.transpose(0, 2, 1) * (config.attention_scale or q.shape[2] ** -0.5)
     scores = capped(scores, config.attention_softcap)
-    scores[:, ~sees(config, window, len(q))] = -np.inf
+    scores[:, ~sees(config, window, scores.shape[1])] = -np.inf
     sink = np.full(scores.shape[0], -np.inf) if sinks is None else sinks
     scores = np.concatenate([scores, np.broadcast_to(sink[:, None, None], (*scores.shape[:2], 1))], axis=2)
     p = softmax(scores)[..., :-1]
-    out: Array = np.einsum("hij,jhd->ihd", p, v).reshape(len(q), -1)
-    return out
+    out: Array = p @ v
+    return out.transpose(1, 0, 2).reshape(out.shape[1], -1)
 
 
 class Trace(NamedTuple):
@@ -246,12 +246,12 @@ def route(block: Block, h: Array) -> tuple[Array, Array]:
 
 
 def experts(block: Block, h: Array) -> Array:
-    """A mixture of experts, token by token."""
+    """A mixture of experts, each for all the tokens that chose it."""
     chosen, weight = route(block, h)
     y = np.zeros_like(h)
-    for i in range(len(h)):
-        for expert, w in zip(chosen[i], weight[i], strict=True):
-            y[i] += w * feed_forward(block, "expert", h[i : i + 1], int(expert))[0]
+    for expert in np.unique(chosen):
+        tokens, places = np.nonzero(chosen == expert)
+        y[tokens] += weight[tokens, places, None] * feed_forward(block, "expert", h[tokens], int(expert))
     if block.config.shared_dim:
         shared = feed_forward(block, "shared", h)
         if ("shared_router", block.layer) in block.weights:

@@ -25,7 +25,7 @@ import pytest
 from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
-from pyllm import Sampler, scheduler
+from pyllm import Sampler, batching, scheduler
 from pyllm._core import NativeModel
 
 VOCAB, CONTEXT = 300, 1024
@@ -77,6 +77,19 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
     monkeypatch.setattr(NativeModel, "eval", eval_and_note)
     return seen
+
+
+@pytest.fixture
+def slow_passes(passes: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The same, where each takes so long that whoever may be in the next has come by then, on a busy machine too."""
+    evaluate = NativeModel.eval
+
+    def eval_slowly(self: NativeModel, parts: Sequence[Any], poll: Any = None) -> Any:
+        time.sleep(0.01)
+        return evaluate(self, parts, poll)
+
+    monkeypatch.setattr(NativeModel, "eval", eval_slowly)
+    return passes
 
 
 # ---- generate_batch --------------------------------------------------------------------------------------------------
@@ -212,8 +225,11 @@ def test_closed_and_dropped_members_are_left_out(model: pyllm.Model, passes: lis
         gc.enable()
 
 
-def test_an_abandoned_batch_holds_nobody_up(model: pyllm.Model) -> None:
-    batch = model.generate_batch([prompt(i) for i in range(5)], max_tokens=500, sampler=GREEDY)
+@pytest.mark.parametrize("max_batch", [2, None])
+def test_an_abandoned_batch_holds_nobody_up(model: pyllm.Model, max_batch: int | None) -> None:
+    """Whether or not all its prompts were read; and once it is closed it holds nothing."""
+    prompts = [prompt(i) for i in range(4)] + [prompt(8) * 9]
+    batch = model.generate_batch(prompts, max_tokens=500, sampler=GREEDY, max_batch=max_batch)
     next(batch[0])
     started = time.monotonic()
     assert alone(model, 7, 10) == alone(model, 7, 10)
@@ -243,46 +259,61 @@ def test_members_may_be_read_by_threads_and_tasks(model: pyllm.Model) -> None:
     assert asyncio.run(read_all()) == expected
 
 
+def test_the_last_token_reaches_its_reader(model: pyllm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one who looks in the moment between the end of the text and the delivery of its last token."""
+    complete = pyllm.Generation.complete
+
+    def complete_slowly(self: pyllm.Generation) -> pyllm.Chunk | None:
+        chunk = complete(self)
+        time.sleep(0.05)
+        return chunk
+
+    monkeypatch.setattr(pyllm.Generation, "complete", complete_slowly)
+    monkeypatch.setattr(batching, "NAP", 0.001)
+    batch = model.generate_batch([prompt(i) for i in range(4)], max_tokens=1, sampler=GREEDY)
+    with ThreadPoolExecutor(4) as pool:
+        assert [len(chunks) for chunks in pool.map(list, batch, timeout=60)] == [1] * 4
+
+
 # ---- meeting in the scheduler ----------------------------------------------------------------------------------------
 
 
-def test_threads_meet(slow: pyllm.Model, passes: list[list[int]]) -> None:
+def test_threads_meet(model: pyllm.Model, slow_passes: list[list[int]]) -> None:
     """Their texts are their own, in fewer passes than tokens."""
-    expected = [slow.generate(prompt(i), max_tokens=12, sampler=sampler(i)).tokens for i in range(6)]
-    passes.clear()
+    expected = [alone(model, i, 12) for i in range(6)]
+    slow_passes.clear()
     with ThreadPoolExecutor(6) as pool:
-        run = lambda i: slow.generate(prompt(i), max_tokens=12, sampler=sampler(i)).tokens  # noqa: E731
-        assert list(pool.map(run, range(6), timeout=60)) == expected
-    assert len(passes) < 6 * 12 * 0.6
-    assert slow._native.kv_pages == 0
+        assert list(pool.map(lambda i: alone(model, i, 12), range(6), timeout=60)) == expected
+    assert len(slow_passes) < 6 * 12 * 0.6
+    assert model._native.kv_pages == 0
 
 
-def test_tasks_meet(slow: pyllm.Model, passes: list[list[int]]) -> None:
+def test_tasks_meet(model: pyllm.Model, slow_passes: list[list[int]]) -> None:
     """Twenty at once, more than asyncio has worker threads."""
-    expected = [slow.generate(prompt(i), max_tokens=6, sampler=sampler(i)).tokens for i in range(20)]
-    passes.clear()
+    expected = [alone(model, i, 6) for i in range(20)]
+    slow_passes.clear()
 
     async def read(i: int) -> list[int]:
-        return [chunk.token async for chunk in slow.generate(prompt(i), max_tokens=6, sampler=sampler(i))]
+        return [chunk.token async for chunk in model.generate(prompt(i), max_tokens=6, sampler=sampler(i))]
 
     async def read_all() -> list[list[int]]:
         return list(await asyncio.wait_for(asyncio.gather(*map(read, range(20))), 60))
 
     assert asyncio.run(read_all()) == expected
-    assert len(passes) < 20 * 6 * 0.5
+    assert len(slow_passes) < 20 * 6 * 0.5
 
 
-def test_sessions_meet_too(slow: pyllm.Model, passes: list[list[int]]) -> None:
+def test_sessions_meet_too(model: pyllm.Model, slow_passes: list[list[int]]) -> None:
     with ThreadPoolExecutor(4) as pool:
 
         def run(i: int) -> bytes:
-            with slow.session() as session:
-                for token in prompt(i)[:10] * 2:
+            with model.session() as session:
+                for token in prompt(i)[:5] * 2:
                     logits = session.eval([token]).tobytes()
                 return logits
 
         found = list(pool.map(run, range(4), timeout=60))
-        assert max(len(p) for p in passes) > 1
+        assert max(len(p) for p in slow_passes) > 1
     assert found == [run(i) for i in range(4)]
 
 
@@ -300,6 +331,26 @@ def test_a_long_prompt_does_not_stop_the_others(slow: pyllm.Model, passes: list[
     short.close()
     assert came >= 5
     assert all(max(p) <= scheduler.CHUNK_IN_COMPANY for p in passes if len(p) > 1)
+
+
+@pytest.mark.parametrize(("longest", "least", "most"), [(1e6, 512, 512), (0.05, 64, 100), (1e-9, 64, 64)])
+def test_passes_are_as_large_as_the_pace_allows(
+    path: Path, passes: list[list[int]], monkeypatch: pytest.MonkeyPatch, longest: float, least: int, most: int
+) -> None:
+    """A layer takes no longer than it may, here where two layers take a millisecond for each token."""
+    evaluate = NativeModel.eval
+
+    def eval_slowly(self: NativeModel, parts: Sequence[Any], poll: Any = None) -> Any:
+        time.sleep(0.001 * sum(len(part.tokens) for part in parts))
+        return evaluate(self, parts, poll)
+
+    monkeypatch.setattr(NativeModel, "eval", eval_slowly)
+    monkeypatch.setattr(scheduler, "LONGEST_LAYER", longest)
+    with pyllm.load(path, threads=1) as model:
+        assert model.config.n_layers == 2
+        model.generate([5] * 900, max_tokens=1).tokens  # noqa: B018
+    assert passes[0] == [64]  # nothing is known yet
+    assert least <= max(size for (size,) in passes) <= most
 
 
 def test_prompts_are_read_in_turns(slow: pyllm.Model) -> None:
@@ -458,21 +509,26 @@ def test_fork_while_threads_share_passes(model: pyllm.Model) -> None:
             worker.join(30)
 
 
-def test_a_session_refuses_a_second_reader_and_the_first_goes_on(slow: pyllm.Model) -> None:
-    long = np.random.default_rng(1).integers(3, 300, 1500).tolist()
-    expected = slow.generate(long, max_tokens=3, sampler=GREEDY).tokens
-    with slow.session() as session:
-        found: list[list[int]] = []
-        reader = threading.Thread(
-            target=lambda: found.append(session.generate(long, max_tokens=3, sampler=GREEDY).tokens)
-        )
-        reader.start()
-        time.sleep(0.2)
+def test_a_session_refuses_a_second_reader_and_the_first_goes_on(
+    model: pyllm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, expected = NativeModel.eval, alone(model, 8, 3)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def eval_when_told(self: NativeModel, parts: Sequence[Any], poll: Any = None) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return evaluate(self, parts, poll)
+
+    monkeypatch.setattr(NativeModel, "eval", eval_when_told)
+    with model.session() as session, ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(lambda: session.generate(prompt(8), max_tokens=3, sampler=GREEDY).tokens)
+        assert begun.wait(60)
         second = session.generate([5], max_tokens=1)
         with pytest.raises(pyllm.SessionBusyError):
             second.tokens  # noqa: B018
-        reader.join(60)
-        assert found == [expected]
+        go_on.set()
+        assert reader.result(60) == expected
 
 
 # ---- little memory ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import pytest
 from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
-from pyllm import Sampler, _core
+from pyllm import Sampler
 from pyllm._native import ffi
 
 SOAK = bool(os.environ.get("PYLLM_SOAK"))
@@ -42,11 +42,8 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyllm.Model]:
-    """A model whose long prompts take seconds, but no layer of a chunk takes long: what it is made of is the measure of
-    how soon it can stop.
-    """
-    dim = 192 if _core.isa_current() == "scalar" else 512
-    shape = Shape(dim=dim, hidden=2 * dim, layers=6, heads=8, kv_heads=4, vocab=300, context=8192)
+    """A model whose long prompts take seconds."""
+    shape = Shape(dim=512, hidden=1024, layers=6, heads=8, kv_heads=4, vocab=300, context=8192)
     with pyllm.load(tiny_llama(tmp_path_factory.mktemp("slow") / "slow.gguf", Q8_0, shape), threads=2) as model:
         yield model
 

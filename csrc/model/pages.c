@@ -10,10 +10,12 @@ enum { HEADER = 64 };
 
 static atomic_int *owners(uint8_t *page) { return (atomic_int *)(void *)(page - HEADER); }
 
-/* Counts a page in, unless there are as many as there may be. */
+/* Counts a page in, unless there are as many as there may be: not even for a moment does anybody see more. */
 static int count_in(pl_model *m) {
-    if (atomic_fetch_add(&m->pages, 1) < atomic_load(&m->page_limit)) return 1;
-    atomic_fetch_sub(&m->pages, 1);
+    long long pages = atomic_load(&m->pages);
+    while (pages < atomic_load(&m->page_limit)) {
+        if (atomic_compare_exchange_weak(&m->pages, &pages, pages + 1)) return 1;
+    }
     return 0;
 }
 
