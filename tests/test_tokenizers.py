@@ -677,6 +677,10 @@ def test_tokenizer_json_beginnings_follow_the_file(tmp_path: Path) -> None:
         (json.dumps({**byte_level_json(), "decoder": None}).encode(), "decoder"),
         (json.dumps({**byte_level_json(), "added_tokens": [1]}).encode(), "damaged"),
         (
+            json.dumps({**byte_level_json(), "model": {"type": "BPE", "vocab": {"a": 2**31}, "merges": []}}).encode(),
+            "'a' is token 2147483648, far behind the vocabulary's end",
+        ),
+        (
             json.dumps({**byte_level_json(), "model": {"type": "BPE", "continuing_subword_prefix": "##"}}).encode(),
             "continuing_subword_prefix",
         ),

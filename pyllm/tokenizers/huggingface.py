@@ -154,13 +154,15 @@ def json_traits(
     before, after = frame
     if len(after) > 1:
         raise TokenizerError(f"{source}: texts end with {len(after)} tokens, of which one at most is known here")
+    last = max(pieces, default=-1)
+    check_id(last, pieces.get(last, ""), len(pieces), source)
     named = set(facts.named.values())
     ids = {piece: token for token, piece in pieces.items() if piece in named}
     eos = after[0] if after else ids.get(facts.named.get("eos_token", ""))
     ends = {i for i, text in control.items() if is_ending(text)} | ({eos} if eos is not None else set())
     return Traits(
         source,
-        vocab_size=max(pieces, default=-1) + 1,
+        vocab_size=last + 1,
         bos_id=before[0] if before else ids.get(facts.named.get("bos_token", "")),
         eos_id=eos if eos is not None or len(ends) != 1 else next(iter(ends)),
         eos_ids=frozenset(ends | {token for token in facts.ending_ids if token in pieces}),
@@ -278,7 +280,7 @@ def completed(spec: dict[str, Any], facts: FolderFacts, source: str) -> dict[str
     taken = {token["id"] for token in added.values()}
     for token in facts.added:
         text, token_id = token["content"], token["id"]
-        check_added_id(token_id, text, len(vocabulary), source)
+        check_id(token_id, text, len(vocabulary), source)
         if token_id not in taken and vocabulary.get(text, token_id) == token_id:
             added.setdefault(text, dict(token))
     for text in facts.special:
@@ -292,10 +294,10 @@ def completed(spec: dict[str, Any], facts: FolderFacts, source: str) -> dict[str
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
-def check_added_id(token: int, text: str, size: int, source: str) -> None:
+def check_id(token: int, text: str, size: int, source: str) -> None:
     """Raises `TokenizerError` for an id that would make a vocabulary of `size` pieces a monster."""
     if token >= 2 * size + MOST_ADDED:
-        raise TokenizerError(f"{source}: {text!r:.80} was added as token {token}, far behind the vocabulary's end")
+        raise TokenizerError(f"{source}: {text!r:.80} is token {token}, far behind the vocabulary's end")
 
 
 def _ids_of_pieces(model: Any) -> dict[str, int]:

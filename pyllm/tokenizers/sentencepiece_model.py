@@ -12,7 +12,7 @@ from pyllm.errors import TokenizerError
 from pyllm.tokenizers.base import Stretch, Tokenizer, Traits
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.folder import FolderFacts
-from pyllm.tokenizers.huggingface import NO_FACTS, check_added_id
+from pyllm.tokenizers.huggingface import NO_FACTS, check_id
 from pyllm.tokenizers.model_proto import BYTE, NORMAL, plain_merges
 from pyllm.tokenizers.scored import byte_value, in_one_buffer
 from pyllm.tokenizers.unigram import encode_with
@@ -53,7 +53,7 @@ class SentencePieceTokenizer(Tokenizer):
         user_defined: dict[int, str] = {}
         for token in facts.added:
             token_id, text = token["id"], token["content"]
-            check_added_id(token_id, text, self._n_own, source)
+            check_id(token_id, text, self._n_own, source)
             self._pieces += [""] * (token_id + 1 - len(self._pieces))
             if token_id >= self._n_own or token_id in control:  # control tokens may be renamed
                 self._pieces[token_id] = text
