@@ -36,7 +36,11 @@ class Other:
 AARCH64 = Other(
     "aarch64-linux-gnu-gcc",
     "qemu-aarch64",
-    {"max": {"dotprod", "neon", "scalar"}, "cortex-a53": {"neon", "scalar"}},
+    {
+        "max": {"i8mm", "dotprod", "neon", "scalar"},
+        "neoverse-n1": {"dotprod", "neon", "scalar"},
+        "cortex-a53": {"neon", "scalar"},
+    },
 )
 X86_64 = Other("x86_64-linux-gnu-gcc", "qemu-x86_64", {"max": {"avx2", "scalar"}, "Nehalem": {"scalar"}})
 OTHERS = {"x86_64": AARCH64, "aarch64": X86_64}
