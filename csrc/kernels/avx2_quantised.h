@@ -14,7 +14,7 @@ enum {
     HALVES = 2,       /* of a strip */
     GROUPS = 8,       /* of 4 k in a block */
     MOST_COLUMNS = 6, /* in a tile */
-    AHEAD = 4096      /* bytes from a load to its prefetch */
+    AHEAD = 8192      /* bytes from a load to its prefetch */
 };
 
 /* ---- a block of a strip: 32 k, part j of a struct --------------------------------------------------------------- */
