@@ -17,6 +17,7 @@
 #endif
 
 #include "base/memory.h"
+#include "kernels/avx2.h"
 #include "kernels/kernels.h"
 #include "kernels/target.h"
 #include "quant/rows.h"
@@ -69,6 +70,11 @@ PL_TARGET_BEGIN("avx2,fma")
 CEILING(avx2_float, __m256, 8, "x", _mm256_setzero_ps(), _mm256_fmadd_ps(x, y, sum[i]))
 CEILING(avx2_bytes, __m256i, 32, "x", _mm256_setzero_si256(), _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(x, y)))
 PL_TARGET_END
+#if defined(PL_HAS_AVXVNNI_LEVEL)
+PL_TARGET_BEGIN(PL_AVXVNNI_TARGET)
+CEILING(avxvnni_bytes, __m256i, 32, "x", _mm256_setzero_si256(), pl_dpbusd(sum[i], x, y))
+PL_TARGET_END
+#endif
 PL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512vnni")
 CEILING(avx512_float, __m512, 16, "v", _mm512_setzero_ps(), _mm512_fmadd_ps(x, y, sum[i]))
 CEILING(avx512_bytes, __m512i, 64, "v", _mm512_setzero_si512(), _mm512_dpbusd_epi32(sum[i], x, y))
@@ -83,13 +89,25 @@ CEILING(dotprod_bytes, int8x16_t, 16, "w", vdupq_n_s8(0),
         vreinterpretq_s8_s32(vdotq_s32(vreinterpretq_s32_s8(sum[i]), x, y)))
 PL_TARGET_END
 #endif
+#if defined(PL_HAS_I8MM_LEVEL)
+PL_TARGET_BEGIN("arch=armv8.2-a+i8mm")
+CEILING(i8mm_bytes, int8x16_t, 32, "w", vdupq_n_s8(0),
+        vreinterpretq_s8_s32(vmmlaq_s32(vreinterpretq_s32_s8(sum[i]), x, y)))
+PL_TARGET_END
+#endif
 #endif
 
 static ceiling_fn *ceiling_of(const char *isa, int floats) {
 #if defined(__x86_64__)
     if (strcmp(isa, "avx512") == 0) return floats ? avx512_float : avx512_bytes;
+#if defined(PL_HAS_AVXVNNI_LEVEL)
+    if (strcmp(isa, "avxvnni") == 0) return floats ? avx2_float : avxvnni_bytes;
+#endif
     if (strcmp(isa, "avx2") == 0) return floats ? avx2_float : avx2_bytes;
 #elif defined(__aarch64__)
+#if defined(PL_HAS_I8MM_LEVEL)
+    if (strcmp(isa, "i8mm") == 0) return floats ? neon_float : i8mm_bytes;
+#endif
 #if defined(PL_HAS_DOTPROD_LEVEL)
     if (strcmp(isa, "dotprod") == 0) return floats ? neon_float : dotprod_bytes;
 #endif

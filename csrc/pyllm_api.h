@@ -26,7 +26,8 @@ typedef struct pl_error {
 
 /* ---- the machine ----------------------------------------------------------------------------------------------- */
 
-/* Names of the kernel levels this machine can run, best first ("avx512", "avx2", "scalar"; NULL past the end). */
+/* Names of the kernel levels this machine can run, best first ("avx512", "avxvnni", "avx2", "scalar"; "i8mm",
+ * "dotprod", "neon", "scalar"; NULL past the end). */
 const char *pl_isa_name(int32_t index);
 /* The level in use. It starts at the best one; selecting is for tests and PYLLM_ISA, and takes effect for the
  * evaluations that start after it. Every level gives the same bits. */

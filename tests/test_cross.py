@@ -17,31 +17,40 @@ from pathlib import Path
 
 import pytest
 
+from pyllm import _core
+
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = ROOT / "tests" / "cross" / "law1_probe.c"
 
 # The flags of csrc/ffi_build.py that decide about rounding, and -O3 since the optimiser must not change a bit either.
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-w"]
 
+# A processor with AVX-512 but no AVX-VNNI can run that level all the same, by another encoding of its instruction.
+BY_AVX512 = {"avx512", "avxvnni"} & set(_core.isa_names()) == {"avx512"}
+
 
 @dataclass(frozen=True)
 class Other:
-    """A machine that is not this one, and the processors to emulate with the levels each must offer."""
+    """A machine that is not this one, and the processors to emulate with the levels each must offer, best first."""
 
     compiler: str
     emulator: str
-    processors: dict[str, set[str]]
+    processors: dict[str, list[str]]
 
 
 AARCH64 = Other(
     "aarch64-linux-gnu-gcc",
     "qemu-aarch64",
-    {"max": {"dotprod", "neon", "scalar"}, "cortex-a53": {"neon", "scalar"}},
+    {
+        "max": ["i8mm", "dotprod", "neon", "scalar"],
+        "neoverse-n1": ["dotprod", "neon", "scalar"],
+        "cortex-a53": ["neon", "scalar"],
+    },
 )
-X86_64 = Other("x86_64-linux-gnu-gcc", "qemu-x86_64", {"max": {"avx2", "scalar"}, "Nehalem": {"scalar"}})
+X86_64 = Other("x86_64-linux-gnu-gcc", "qemu-x86_64", {"max": ["avx2", "scalar"], "Nehalem": ["scalar"]})
 OTHERS = {"x86_64": AARCH64, "aarch64": X86_64}
 
-#: Hash of each subject at each level.
+#: Hash of each subject at each level, in the probe's order: best level first.
 Hashes = dict[tuple[str, str], str]
 
 
@@ -70,6 +79,10 @@ def run(command: list[str]) -> Hashes:
     return {(subject, level): digest for subject, level, digest in lines}
 
 
+def levels_of(hashes: Hashes) -> list[str]:
+    return [level for level in dict.fromkeys(level for _, level in hashes) if level != "-"]
+
+
 def by_subject(hashes: Hashes) -> dict[str, set[str]]:
     """The hashes of each subject, whatever the level: one, if law 1 holds."""
     found: dict[str, set[str]] = {}
@@ -79,11 +92,18 @@ def by_subject(hashes: Hashes) -> dict[str, set[str]]:
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Hashes:
+def compiler() -> list[str]:
+    """This machine's."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C compiler ({compiler[0]}) on this machine")
-    return run(build(compiler, tmp_path_factory.mktemp("here") / "probe"))
+    return compiler
+
+
+@pytest.fixture(scope="module")
+def here(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> Hashes:
+    flags = ["-DPL_AVXVNNI_BY_AVX512"] if BY_AVX512 else []
+    return run(build([*compiler, *flags], tmp_path_factory.mktemp("here") / "probe"))
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +129,8 @@ def disagreements(hashes: Hashes) -> dict[str, set[str]]:
 
 
 def test_every_level_of_this_machine_gives_the_same_bits(here: Hashes) -> None:
-    levels = {level for _, level in here} - {"-"}
-    assert "scalar" in levels
+    levels = levels_of(here)
+    assert levels[-1] == "scalar"
     for level in levels:
         assert {subject for subject, at in here if at == level} == {subject for subject, at in here if at == "scalar"}
     assert disagreements(here) == {}
@@ -124,9 +144,69 @@ def test_the_probe_computes_each_subject(here: Hashes) -> None:
 
 
 def test_another_machine_agrees_bit_for_bit(here: Hashes, other: Other, other_program: list[str]) -> None:
-    for processor, levels in other.processors.items():
-        there = run([other.emulator, "-cpu", processor, *other_program])
-        assert {level for _, level in there} - {"-"} == levels
+    commands = [[other.emulator, "-cpu", processor, *other_program] for processor in other.processors]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        emulated = list(pool.map(run, commands))
+    for (processor, levels), there in zip(other.processors.items(), emulated, strict=True):
+        assert levels_of(there) == levels
         assert by_subject(there).keys() == by_subject(here).keys()
         renamed = {(subject, f"{level} on {processor}"): digest for (subject, level), digest in there.items()}
         assert disagreements({**here, **renamed}) == {}
+
+
+# ---- the level avxvnni, where no machine at hand has it --------------------------------------------------------------
+
+on_x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-VNNI is an extension of x86-64")
+
+
+@on_x86_64
+@pytest.mark.skipif(not BY_AVX512, reason="needs AVX-512, and no AVX-VNNI, which any test of levels then covers")
+def test_avxvnni_stands_between_avx512_and_avx2(here: Hashes) -> None:
+    """And with the test above: has the bits of both."""
+    assert levels_of(here) == ["avx512", "avxvnni", "avx2", "scalar"]
+
+
+@on_x86_64
+def test_avxvnni_needs_no_avx512(compiler: list[str], tmp_path: Path) -> None:
+    """Processors with AVX-VNNI alone do not know the other encoding, whose instructions begin with 0x62."""
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    source, program = ROOT / "csrc" / "kernels" / "avxvnni_quantised.c", tmp_path / "avxvnni.o"
+    compile_with([*compiler, *FLAGS, f"-I{ROOT / 'csrc'}", "-c", str(source), "-o", str(program)])
+    command = ["objdump", "--disassemble", "--wide", str(program)]
+    listing = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    if "<pl_avxvnni_matmul_q4>" not in listing:
+        pytest.skip("this compiler does not know AVX-VNNI")
+    instructions = [line.split("\t")[1:] for line in listing.splitlines() if ":\t" in line]  # bytes, text
+    assert sum("vpdpbusd" in text for _, text in instructions) > 1000
+    assert [text for encoding, text in instructions if encoding.startswith("62 ")] == []
+
+
+#: CPUID leaves of processors: AVX, FMA and F16C with the operating system's consent; AVX2; AVX-VNNI.
+AVX = "1.0=0,0,38001000,0"
+WITH_MORE = "7.0=1,20,0,0"
+PROCESSORS = {
+    "Alder Lake": ([AVX, WITH_MORE, "7.1=10,0,0,0"], ["avxvnni", "avx2"]),
+    "another bit of the leaf": ([AVX, WITH_MORE, "7.1=20,0,0,0"], ["avx2"]),
+    "no second part of the leaf": ([AVX, "7.0=0,20,0,0", "7.1=10,0,0,0"], ["avx2"]),
+    "Haswell": ([AVX, "7.0=0,20,0,0"], ["avx2"]),
+    "no AVX2": ([AVX, "7.0=1,0,0,0", "7.1=10,0,0,0"], []),
+    "an operating system without AVX": (["1.0=0,0,30001000,0", WITH_MORE, "7.1=10,0,0,0"], []),
+}
+
+
+@pytest.fixture(scope="module")
+def cpu_probe(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program, cross = tmp_path_factory.mktemp("cpu") / "probe", PROBE.parent
+    sources = [str(cross / "cpu_probe.c"), str(ROOT / "csrc" / "kernels" / "cpu.c")]
+    compile_with([*compiler, *FLAGS, f"-I{cross / 'faked'}", f"-I{ROOT / 'csrc'}", *sources, "-o", str(program)])
+    return program
+
+
+@on_x86_64
+@pytest.mark.skipif(not {"avx2", "avx512"} & set(_core.isa_names()), reason="the operating system saves no ymm here")
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_what_a_processor_says_of_itself(cpu_probe: Path, processor: str) -> None:
+    leaves, levels = PROCESSORS[processor]
+    finished = subprocess.run([str(cpu_probe), *leaves], capture_output=True, text=True, timeout=60, check=True)
+    assert finished.stdout.split() == levels

@@ -1,4 +1,4 @@
-/* The AVX2 level: its table, and its kernels over vectors. Sixteen lanes are two vectors of 8, elements i % 16 < 8 in
+/* The AVX2 level: its table, that of AVX-VNNI, and the kernels over vectors of both. Sixteen lanes are two vectors of 8, elements i % 16 < 8 in
  * the first. See kernels.h for what each kernel keeps, scalar.c for the definitions. */
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -259,30 +259,37 @@ static void weigh_q8_0_avx2(const pl_block_q8_0 *value, int64_t tokens, int64_t 
 
 PL_TARGET_END
 
-const pl_kernels pl_kernels_avx2 = {
-    .name = "avx2",
-    .matmul = {[PL_PACK_F32] = pl_avx2_matmul_f32,
-               [PL_PACK_F16] = pl_avx2_matmul_f16,
-               [PL_PACK_BF16] = pl_avx2_matmul_bf16,
-               [PL_PACK_Q8] = pl_avx2_matmul_q8,
-               [PL_PACK_Q8F] = pl_avx2_matmul_q8f,
-               [PL_PACK_Q4] = pl_avx2_matmul_q4,
-               [PL_PACK_Q4M] = pl_avx2_matmul_q4m,
-               [PL_PACK_Q5] = pl_avx2_matmul_q5,
-               [PL_PACK_Q5M] = pl_avx2_matmul_q5m,
-               [PL_PACK_Q4K] = pl_avx2_matmul_q4k,
-               [PL_PACK_Q5K] = pl_avx2_matmul_q5k,
-               [PL_PACK_Q6K] = pl_avx2_matmul_q6k,
-               [PL_PACK_Q8H] = pl_avx2_matmul_q8h,
-               [PL_PACK_Q2K] = pl_avx2_matmul_q2k},
-    .quantize = quantize_avx2,
-    .rmsnorm = rmsnorm_avx2,
-    .swiglu = swiglu_avx2,
-    .activate = activate_avx2,
-    .softcap = softcap_avx2,
-    .softmax = softmax_avx2,
-    .weigh_f16 = weigh_f16_avx2,
-    .weigh_f32 = weigh_f32_avx2,
-    .weigh_q8_0 = weigh_q8_0_avx2,
-};
+/* Levels that differ in how they multiply quantised weights. */
+#define AVX2_TABLE(level) \
+    { \
+        .name = #level, \
+        .matmul = {[PL_PACK_F32] = pl_avx2_matmul_f32, \
+                   [PL_PACK_F16] = pl_avx2_matmul_f16, \
+                   [PL_PACK_BF16] = pl_avx2_matmul_bf16, \
+                   [PL_PACK_Q8] = pl_##level##_matmul_q8, \
+                   [PL_PACK_Q8F] = pl_##level##_matmul_q8f, \
+                   [PL_PACK_Q4] = pl_##level##_matmul_q4, \
+                   [PL_PACK_Q4M] = pl_##level##_matmul_q4m, \
+                   [PL_PACK_Q5] = pl_##level##_matmul_q5, \
+                   [PL_PACK_Q5M] = pl_##level##_matmul_q5m, \
+                   [PL_PACK_Q4K] = pl_##level##_matmul_q4k, \
+                   [PL_PACK_Q5K] = pl_##level##_matmul_q5k, \
+                   [PL_PACK_Q6K] = pl_##level##_matmul_q6k, \
+                   [PL_PACK_Q8H] = pl_##level##_matmul_q8h, \
+                   [PL_PACK_Q2K] = pl_##level##_matmul_q2k}, \
+        .quantize = quantize_avx2, \
+        .rmsnorm = rmsnorm_avx2, \
+        .swiglu = swiglu_avx2, \
+        .activate = activate_avx2, \
+        .softcap = softcap_avx2, \
+        .softmax = softmax_avx2, \
+        .weigh_f16 = weigh_f16_avx2, \
+        .weigh_f32 = weigh_f32_avx2, \
+        .weigh_q8_0 = weigh_q8_0_avx2, \
+    }
+
+const pl_kernels pl_kernels_avx2 = AVX2_TABLE(avx2);
+#if defined(PL_HAS_AVXVNNI_LEVEL)
+const pl_kernels pl_kernels_avxvnni = AVX2_TABLE(avxvnni);
+#endif
 #endif

@@ -14,12 +14,6 @@ pl_matmul_fn pl_avx512_matmul_q8, pl_avx512_matmul_q8f, pl_avx512_matmul_q4, pl_
 pl_matmul_fn pl_avx512_matmul_q5m, pl_avx512_matmul_q4k, pl_avx512_matmul_q5k, pl_avx512_matmul_q6k;
 pl_matmul_fn pl_avx512_matmul_q8h, pl_avx512_matmul_q2k;
 
-/* Runs its body with `width` set to the widths of tiles that make up n, nearly equal and none above `most`: full tiles
- * and a thin rest would be slower. */
-#define PL_FOR_TILES(width, most, n) \
-    for (int64_t left = (n), tiles = (left + (most) - 1) / (most), width; \
-         tiles > 0 && (width = (left + tiles - 1) / tiles) > 0; left -= width, tiles--)
-
 PL_TARGET_BEGIN(PL_AVX512_TARGET)
 
 PL_INLINE __m512 pl_load_halves(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }

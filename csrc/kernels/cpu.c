@@ -30,27 +30,49 @@ int pl_cpu_has_avx512(void) {
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return 0;
     return (ebx & f_bw_dq_vl) == f_bw_dq_vl && (ecx & bit_AVX512VNNI);
 }
+
+int pl_cpu_has_avxvnni(void) {
+#if defined(PL_AVXVNNI_BY_AVX512) /* avx2.h */
+    return pl_cpu_has_avx512();
+#else
+    const uint32_t avxvnni = 1u << 4; /* of EAX; older compilers have no name for it */
+    uint32_t eax, ebx, ecx, edx;
+    if (!pl_cpu_has_avx2() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || eax < 1) return 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avxvnni);
+#endif
+}
 #else
 int pl_cpu_has_avx2(void) { return 0; }
+int pl_cpu_has_avxvnni(void) { return 0; }
 int pl_cpu_has_avx512(void) { return 0; }
 #endif
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
+/* Bits as the kernel's asm/hwcap.h has them. */
 int pl_cpu_has_dotprod(void) {
-    const unsigned long asimddp = 1ul << 20; /* of AT_HWCAP, as the kernel's asm/hwcap.h has it */
+    const unsigned long asimddp = 1ul << 20;
     return (getauxval(AT_HWCAP) & asimddp) != 0;
+}
+
+int pl_cpu_has_i8mm(void) {
+    const unsigned long i8mm = 1ul << 13;
+    return pl_cpu_has_dotprod() && (getauxval(AT_HWCAP2) & i8mm) != 0;
 }
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <stddef.h>
 #include <sys/sysctl.h>
 
-int pl_cpu_has_dotprod(void) {
+static int has_feature(const char *name) {
     int has = 0;
     size_t size = sizeof has;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0) == 0 && has;
+    return sysctlbyname(name, &has, &size, NULL, 0) == 0 && has;
 }
+
+int pl_cpu_has_dotprod(void) { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+int pl_cpu_has_i8mm(void) { return pl_cpu_has_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM"); }
 #else
 int pl_cpu_has_dotprod(void) { return 0; }
+int pl_cpu_has_i8mm(void) { return 0; }
 #endif

@@ -108,7 +108,12 @@ static inline pl_matmul_fn *pl_matmul_of(const pl_kernels *kernels, pl_packing p
     return own ? own : pl_kernels_scalar.matmul[packing];
 }
 #if defined(__x86_64__)
-extern const pl_kernels pl_kernels_avx2;   /* needs AVX2, FMA, F16C */
+extern const pl_kernels pl_kernels_avx2; /* needs AVX2, FMA, F16C */
+/* Compilers that know AVX-VNNI (GCC 11, Clang 12) have a header for it. */
+#if __has_include(<avxvnniintrin.h>)
+#define PL_HAS_AVXVNNI_LEVEL
+extern const pl_kernels pl_kernels_avxvnni; /* needs AVX-VNNI, and all of AVX2's */
+#endif
 extern const pl_kernels pl_kernels_avx512; /* needs AVX-512 F, BW, DQ, VL, VNNI, and all of AVX2's */
 #endif
 #if defined(__aarch64__)
@@ -117,6 +122,10 @@ extern const pl_kernels pl_kernels_neon; /* what every aarch64 processor has */
 #if !defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD)
 #define PL_HAS_DOTPROD_LEVEL
 extern const pl_kernels pl_kernels_dotprod; /* needs sdot: Armv8.2's dot product extension */
+#endif
+#if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8) : __GNUC__ >= 10
+#define PL_HAS_I8MM_LEVEL
+extern const pl_kernels pl_kernels_i8mm; /* needs smmla: the int8 matrix extension; and sdot */
 #endif
 #endif
 

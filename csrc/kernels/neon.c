@@ -2,12 +2,17 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "base/math.h"
 #include "kernels/elementwise.h"
-#include "kernels/neon.h"
+#include "kernels/kernels.h"
 #include "quant/f16.h"
+
+enum { TOGETHER = 1 };
+static const pl_kernels *const lone = NULL;
+#include "kernels/neon.h"
 
 /* ---- quantised weights ------------------------------------------------------------------------------------------- */
 
@@ -29,7 +34,11 @@ PL_INLINE void multiply(int8x16_t code, int8x16_t a, int16x8_t s[2]) {
     s[1] = vmull_high_s8(code, a);
 }
 
-PL_INLINE void dot(const half_block *w, int begin, int groups, int chain, const int8_t *a, int32x4_t sum[2]) {
+PL_INLINE void arrange(half_block *w) { (void)w; }
+
+PL_INLINE void dot(const half_block *w, int begin, int groups, int chain, const int8_t *a, int64_t lda,
+                   int32x4_t sum[TOGETHER][2]) {
+    (void)lda;
     int32x4_t pairs[2][2] = {{vdupq_n_s32(0), vdupq_n_s32(0)}, {vdupq_n_s32(0), vdupq_n_s32(0)}};
     for (int g = begin; g < begin + groups; g += chain) {
         int16x8_t s[2][2];
@@ -39,7 +48,7 @@ PL_INLINE void dot(const half_block *w, int begin, int groups, int chain, const 
         }
         for (int r = 0; r < 4; r++) pairs[r / 2][r % 2] = vpadalq_s16(pairs[r / 2][r % 2], s[r / 2][r % 2]);
     }
-    for (int r = 0; r < 2; r++) sum[r] = vpaddq_s32(pairs[r][0], pairs[r][1]);
+    for (int r = 0; r < 2; r++) sum[0][r] = vpaddq_s32(pairs[r][0], pairs[r][1]);
 }
 
 const pl_kernels pl_kernels_neon = PL_NEON_TABLE("neon");

@@ -1,8 +1,9 @@
-/* What the two aarch64 levels share: a matrix product over quantised strips that leaves only the integer dot to the
- * level, and the entries of the table that are the same for both.
+/* What the aarch64 levels share: a matrix product over quantised strips that leaves only the integer dot to the
+ * level, and the entries of the table that are the same for all.
  *
  * A register holds 4 rows of 4 k: 16 codes. A strip is worked through in halves of 8 rows, so that a half's 32 k (16
- * registers) stay in place while the columns go by. Include after <arm_neon.h>, inside the level's target region. */
+ * registers) stay in place while the columns go by. Include after <arm_neon.h>, inside the level's target region, when
+ * the level has said how many columns it multiplies TOGETHER, 1 or 2, and which level takes a `lone` one (NULL: none). */
 #ifndef PL_KERNELS_NEON_H
 #define PL_KERNELS_NEON_H
 
@@ -213,37 +214,51 @@ PL_INLINE void open_q2k(const void *strip, int64_t block, int half, half_block *
 
 /* ---- the product ------------------------------------------------------------------------------------------------- */
 
-/* The level's own: sum[r] = dots of rows 4 r and up with a (32 int8), over the groups [begin, begin + groups). */
-PL_INLINE void dot(const half_block *w, int begin, int groups, int chain, const int8_t *a, int32x4_t sum[2]);
+/* The level's own: how it wants the codes of an opened half, and sum[c][r] = dots of rows 4 r and up with the c-th of
+ * TOGETHER columns (32 int8 each, a + c * lda), over the groups [begin, begin + groups). */
+PL_INLINE void arrange(half_block *w);
+PL_INLINE void dot(const half_block *w, int begin, int groups, int chain, const int8_t *a, int64_t lda,
+                   int32x4_t sum[TOGETHER][2]);
 
-/* The same with whole activations: q (planes, 32). */
+/* The same with whole activations: q (planes, 32) of each column. */
 PL_INLINE void dot_planes(const half_block *w, int begin, int groups, int chain, int planes, const int8_t *q,
-                          int32x4_t sum[2]) {
-    dot(w, begin, groups, chain, q, sum);
+                          int64_t ldq, int32x4_t sum[TOGETHER][2]) {
+    dot(w, begin, groups, chain, q, ldq, sum);
     if (planes == 2) {
-        int32x4_t low[2];
-        dot(w, begin, groups, chain, q + PL_BLOCK, low);
-        for (int r = 0; r < 2; r++) sum[r] = vaddq_s32(vshlq_n_s32(sum[r], 8), low[r]);
-    }
-}
-
-/* One block of one column: y (8) rows of the half. */
-PL_INLINE void add_block(const half_block *w, traits t, int planes, const int8_t *q, const pl_act_block *a, float *y) {
-    float32x4_t total[2] = {vld1q_f32(y), vld1q_f32(y + 4)};
-    for (int s = 0; s < t.steps; s++) {
-        const float offset = t.steps == 1 ? a->offset : a->scale * (float)-a->minus_half[s];
-        int32x4_t exact[2];
-        dot_planes(w, s * (8 / t.steps), 8 / t.steps, t.chain, planes, q, exact);
-        for (int r = 0; r < 2; r++) {
-            if (t.bias) exact[r] = vaddq_s32(exact[r], vdupq_n_s32(t.bias * a->minus_sum));
-            total[r] = vfmaq_f32(total[r], vcvtq_f32_s32(exact[r]), vmulq_n_f32(w->scale[s][r], a->scale));
-            if (t.has_minimum) total[r] = vfmaq_n_f32(total[r], w->minimum[s][r], offset);
+        int32x4_t low[TOGETHER][2];
+        dot(w, begin, groups, chain, q + PL_BLOCK, ldq, low);
+        for (int i = 0; i < 2 * TOGETHER; i++) {
+            sum[i / 2][i % 2] = vaddq_s32(vshlq_n_s32(sum[i / 2][i % 2], 8), low[i / 2][i % 2]);
         }
     }
-    for (int r = 0; r < 2; r++) vst1q_f32(y + 4 * r, total[r]);
 }
 
-/* sum (columns, 16): one strip times columns from `first` on. */
+/* One step of a block of one column: total, 8 rows of the half. */
+PL_INLINE void add_step(const half_block *w, traits t, int s, const int32x4_t dots[2], const pl_act_block *a,
+                        float32x4_t total[2]) {
+    const float offset = t.steps == 1 ? a->offset : a->scale * (float)-a->minus_half[s];
+    for (int r = 0; r < 2; r++) {
+        int32x4_t exact = t.bias ? vaddq_s32(dots[r], vdupq_n_s32(t.bias * a->minus_sum)) : dots[r];
+        total[r] = vfmaq_f32(total[r], vcvtq_f32_s32(exact), vmulq_n_f32(w->scale[s][r], a->scale));
+        if (t.has_minimum) total[r] = vfmaq_n_f32(total[r], w->minimum[s][r], offset);
+    }
+}
+
+/* One block of TOGETHER columns: y (TOGETHER, 16), 8 rows of the half. */
+PL_INLINE void add_block(const half_block *w, traits t, int planes, const int8_t *q, int64_t ldq, const pl_act_block *a,
+                         int64_t lda, float *y) {
+    float32x4_t total[TOGETHER][2];
+    for (int i = 0; i < 2 * TOGETHER; i++) total[i / 2][i % 2] = vld1q_f32(y + i / 2 * PL_STRIP + i % 2 * 4);
+    for (int s = 0; s < t.steps; s++) {
+        int32x4_t exact[TOGETHER][2];
+        dot_planes(w, s * (8 / t.steps), 8 / t.steps, t.chain, planes, q, ldq, exact);
+        for (int c = 0; c < TOGETHER; c++) add_step(w, t, s, exact[c], a + c * lda, total[c]);
+    }
+    for (int i = 0; i < 2 * TOGETHER; i++) vst1q_f32(y + i / 2 * PL_STRIP + i % 2 * 4, total[i / 2][i % 2]);
+}
+
+/* sum (columns, 16): one strip times columns from `first` on. A last column that is alone is its own neighbour, whose
+ * sums nobody reads. */
 PL_INLINE void sum_blocks(open_fn open, traits t, const void *strip, const pl_acts *x, int64_t first, int64_t columns,
                           float *sum) {
     int64_t blocks = x->k / PL_BLOCK;
@@ -251,9 +266,12 @@ PL_INLINE void sum_blocks(open_fn open, traits t, const void *strip, const pl_ac
         for (int half = 0; half < 2; half++) {
             half_block w;
             open(strip, b, half, &w);
-            for (int64_t c = 0; c < columns; c++) {
+            arrange(&w);
+            for (int64_t c = 0; c < columns; c += TOGETHER) {
+                const int64_t next = c + 1 < columns;
                 const int8_t *q = x->q + (first + c) * x->ldq + b * x->planes * PL_BLOCK;
-                add_block(&w, t, x->planes, q, &x->blocks[(first + c) * blocks + b], sum + c * PL_STRIP + 8 * half);
+                const pl_act_block *a = &x->blocks[(first + c) * blocks + b];
+                add_block(&w, t, x->planes, q, next * x->ldq, a, next * blocks, sum + c * PL_STRIP + 8 * half);
             }
         }
     }
@@ -263,7 +281,7 @@ PL_INLINE void put(float *y, float32x4_t sum, int add) { vst1q_f32(y, add ? vadd
 
 PL_INLINE void matmul_quantised(open_fn open, traits t, const void *strip, const pl_acts *x, int64_t first, int64_t n,
                                 float *y, int64_t ldy, int add) {
-    enum { AT_ONCE = 16 }; /* columns that share an opened block */
+    enum { AT_ONCE = 16 }; /* columns that share an opened block; a multiple of TOGETHER */
     for (int64_t c = 0; c < n; c += AT_ONCE) {
         int64_t columns = n - c < AT_ONCE ? n - c : AT_ONCE;
         float sum[AT_ONCE * PL_STRIP] = {0};
@@ -279,6 +297,10 @@ PL_INLINE void matmul_quantised(open_fn open, traits t, const void *strip, const
     static void matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, float *y, \
                               int64_t ldy, int add) { \
         const char *strip = strips; \
+        if (lone != NULL && n == 1) { \
+            lone->matmul[packing](strips, count, x, first, n, y, ldy, add); \
+            return; \
+        } \
         for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) { \
             matmul_quantised(open_##type, (traits){__VA_ARGS__}, strip, x, first, n, y, ldy, add); \
         } \

@@ -8,12 +8,18 @@
 
 /* The levels this machine runs, best first. */
 static const pl_kernels *level(int32_t index) {
-    const pl_kernels *levels[4];
+    const pl_kernels *levels[5];
     int32_t n = 0;
 #if defined(__x86_64__)
     if (pl_cpu_has_avx512()) levels[n++] = &pl_kernels_avx512;
+#if defined(PL_HAS_AVXVNNI_LEVEL)
+    if (pl_cpu_has_avxvnni()) levels[n++] = &pl_kernels_avxvnni;
+#endif
     if (pl_cpu_has_avx2()) levels[n++] = &pl_kernels_avx2;
 #elif defined(__aarch64__)
+#if defined(PL_HAS_I8MM_LEVEL)
+    if (pl_cpu_has_i8mm()) levels[n++] = &pl_kernels_i8mm;
+#endif
 #if defined(PL_HAS_DOTPROD_LEVEL)
     if (pl_cpu_has_dotprod()) levels[n++] = &pl_kernels_dotprod;
 #endif

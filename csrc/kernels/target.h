@@ -25,4 +25,10 @@
 /* Templates: functions whose constant arguments make one instance each. */
 #define PL_INLINE static inline __attribute__((always_inline))
 
+/* Runs its body with `width` set to the widths of tiles that make up n, nearly equal and none above `most`: full tiles
+ * and a thin rest would be slower. */
+#define PL_FOR_TILES(width, most, n) \
+    for (int64_t left = (n), tiles = (left + (most) - 1) / (most), width; \
+         tiles > 0 && (width = (left + tiles - 1) / tiles) > 0; left -= width, tiles--)
+
 #endif
