@@ -46,7 +46,8 @@ MOST_SEQUENCES = 64
 PATIENCE, LONGEST_PATIENCE = 0.5, 0.01
 #: Seconds for which one that got an answer counts as company.
 RECENT = 0.5
-#: Seconds without any progress after which a sequence has to give its memory to others, or is refused.
+#: Seconds without any progress after which a sequence has to give its memory to others; or is refused, where there is
+#: no company either.
 RELIEF = 0.1
 #: Seconds after which a waiting thread looks around by itself, and after which a leader without a sign of life is no
 #: longer waited for: Ctrl-C may end one at any point.
@@ -424,6 +425,8 @@ class Scheduler:
         youngest = next((seat for seat in reversed(others) if seat.session.position > 0), None)
         if youngest is not None:
             self._take_memory(youngest)
+        elif self._in_company():
+            return  # one that is away may end, or come back and be asked for its memory
         else:
             oldest.short, oldest.refused = None, True  # one last try
         self._progress = time.monotonic()
