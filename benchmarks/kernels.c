@@ -152,7 +152,7 @@ static double read_rate(const uint8_t *bytes, size_t n, size_t ahead) {
 
 /* The better of the two: which it is depends on the processor. */
 static double memory_rate(const uint8_t *bytes, size_t n) {
-    double plain = read_rate(bytes, n, 0), fetched = read_rate(bytes, n, PL_FETCH_AHEAD);
+    double plain = read_rate(bytes, n, 0), fetched = read_rate(bytes, n, 4096);
     return plain > fetched ? plain : fetched;
 }
 
@@ -177,7 +177,7 @@ typedef struct bench {
 } bench;
 
 static void measure(const bench *b, pl_packing packing, int32_t planes, int64_t n) {
-    pl_acts x = {b->f, K, b->q, pl_acts_ldq(K, planes), b->blocks, K, planes, PL_FETCH_AHEAD};
+    pl_acts x = {b->f, K, b->q, pl_acts_ldq(K, planes), b->blocks, K, planes, 0};
     for (int64_t c = 0; c < n && planes > 0; c++) {
         b->kernels->quantize(b->f + c * K, K, planes, b->q + c * x.ldq, b->blocks + c * (K / PL_BLOCK));
     }

@@ -413,6 +413,38 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
     assert int(output_of(code, path)) < 1.2 * path.stat().st_size + (30 << 20)
 
 
+@linux_only
+def test_keys_and_values_go_back(tmp_path: Path) -> None:
+    """A closed session's pages go back to the system, though others of the same slab are in use; and new ones are zeros
+    again: a session that gets them says what the first one said.
+    """
+    shape = Shape(dim=1024, hidden=256, layers=4, heads=8, kv_heads=8, vocab=300, context=1024)
+    code = """
+        import sys, pyllm
+        model = pyllm.load(sys.argv[1])
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4096
+        text = [1 + i % 200 for i in range(640)]
+        kept = [model.session() for _ in range(3)]
+        for session in kept:
+            session.eval(text[:5])
+        first = kept[0].eval(text[:80]).tobytes()
+        before = resident()
+        with model.session() as long:
+            long.eval(text)
+            held = resident() - before
+        left = resident() - before
+        again = model.session()
+        again.eval(text[:5])
+        print(held, left, int(again.eval(text[:80]).tobytes() == first))
+    """
+    held, left, same = map(int, output_of(code, tiny_llama(tmp_path / "wide.gguf", Q8_0, shape)).split())
+    assert held > 10 << 20, "ten pages of a megabyte"
+    assert left < held - (8 << 20)
+    assert same
+
+
 # ---- at the wrong moment -------------------------------------------------------------------------------------------
 
 

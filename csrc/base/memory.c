@@ -34,6 +34,15 @@ static char *map_aligned(size_t nbytes, size_t alignment) {
 
 static size_t rounded_up(size_t nbytes, size_t to) { return nbytes > SIZE_MAX - to ? 0 : (nbytes + to - 1) / to * to; }
 
+/* Advice only: where huge pages are off, ordinary ones serve. */
+static void want_huge_pages(void *memory, size_t nbytes) {
+#ifdef MADV_HUGEPAGE
+    madvise(memory, nbytes, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)nbytes;
+#endif
+}
+
 /* What is mapped for an array: whole huge pages, or whole ordinary ones. */
 static size_t mapped_bytes(size_t nbytes) {
     return rounded_up(nbytes ? nbytes : 1, nbytes >= WORTH_HUGE_PAGES ? HUGE_PAGE : (size_t)sysconf(_SC_PAGESIZE));
@@ -47,15 +56,27 @@ void *pl_map(size_t nbytes) {
         return memory == MAP_FAILED ? NULL : memory;
     }
     char *memory = map_aligned(total, HUGE_PAGE);
-#ifdef MADV_HUGEPAGE
-    /* Advice only: where huge pages are off, ordinary ones serve. */
-    if (memory != NULL) madvise(memory, total, MADV_HUGEPAGE);
-#endif
+    if (memory != NULL) want_huge_pages(memory, total);
     return memory;
 }
 
 void pl_unmap(void *memory, size_t nbytes) {
     if (memory != NULL) munmap(memory, mapped_bytes(nbytes));
+}
+
+void *pl_map_aligned(size_t nbytes, int huge) {
+    char *memory = map_aligned(nbytes, nbytes);
+    if (memory != NULL && huge) want_huge_pages(memory, nbytes);
+    return memory;
+}
+
+void pl_unmap_aligned(void *memory, size_t nbytes) { munmap(memory, nbytes); }
+
+void pl_clear(void *memory, size_t nbytes) {
+#ifdef __linux__ /* elsewhere the advice does not promise zeros */
+    if (madvise(memory, nbytes, MADV_DONTNEED) == 0) return;
+#endif
+    memset(memory, 0, nbytes);
 }
 
 /* ---- arenas ----------------------------------------------------------------------------------------------------- */

@@ -13,6 +13,13 @@ void pl_free(void *memory);
 void *pl_map(size_t nbytes);
 void pl_unmap(void *memory, size_t nbytes);
 
+/* Such memory at a multiple of nbytes, which is a power of two and no less than a page; `huge`: in huge pages, where the
+ * system offers them. */
+void *pl_map_aligned(size_t nbytes, int huge);
+void pl_unmap_aligned(void *memory, size_t nbytes);
+/* Makes mapped memory zeros again, whole pages of it, and gives it to the system until it is touched. */
+void pl_clear(void *memory, size_t nbytes);
+
 /* Arrays that live and die together, such as a model's weights: side by side in a few blocks that grow, so that small
  * ones share huge pages too. {0} is an empty arena; one thread at a time takes from it. */
 typedef struct pl_arena {

@@ -150,17 +150,19 @@ typedef struct fetch {
     int64_t period, wait;
 } fetch;
 
+/* Whether a tile with so many dot products to a code waits for memory rather than for itself. */
+PL_INLINE int waits(shape t, int dots) { return dots == 1 || (dots == 2 && t.bits % 4 == 0 && blocks_of(t) == 1); }
+
 /* A lone tile runs ahead of itself. Of several that read the same strip the first would have to wait for memory, and
  * the others leave it idle: so each fetches its part of the strip that comes after. */
-PL_INLINE fetch fetch_of(shape t, const uint8_t *strip, const pl_acts *x, int64_t index, int64_t tiles) {
-    if (tiles == 1) return (fetch){pl_ahead(strip, x->ahead), 1, 0};
+PL_INLINE fetch fetch_of(shape t, int dots, const uint8_t *strip, const pl_acts *x, int64_t index, int64_t tiles) {
+    if (tiles == 1) return (fetch){pl_ahead(strip, pl_distance(x->ahead, waits(t, dots))), 1, 0};
     return (fetch){pl_ahead(strip, strip_bytes(t, x) + index * block_bytes(t)), tiles, index};
 }
 
-/* A tile of up to four dot products to a code waits for memory rather than for itself. */
 PL_INLINE fetch fetch_step(shape t, int dots, fetch f) {
     if (f.wait > 0) return (fetch){f.from, f.period, f.wait - 1};
-    pl_prefetch(f.from, 0, block_bytes(t), dots <= 4);
+    pl_prefetch(f.from, 0, block_bytes(t), waits(t, dots));
     return (fetch){pl_ahead(f.from, f.period * block_bytes(t)), f.period, f.period - 1};
 }
 
@@ -244,7 +246,7 @@ PL_INLINE void columns_of_strip(shape t, int planes, const uint8_t *strip, const
     const int most = widest(t, planes);
     const int64_t count = (n + most - 1) / most;
     PL_FOR_TILES(cols, most, n) {
-        const fetch f = fetch_of(t, strip, x, count - tiles, count);
+        const fetch f = fetch_of(t, planes * (int)cols, strip, x, count - tiles, count);
         switch (cols) {
             case 1: tile(t, planes, 1, strip, x, first, f, y, ldy, add); break;
             case 2: tile(t, planes, 2, strip, x, first, f, y, ldy, add); break;

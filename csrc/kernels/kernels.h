@@ -41,10 +41,8 @@ typedef struct pl_acts {
     const pl_act_block *blocks; /* (n, k / 32) */
     int64_t k;
     int32_t planes;
-    int64_t ahead; /* bytes from a weight to what may be fetched into the cache with it */
+    int64_t ahead; /* bytes from a weight to what may be fetched with it; 0: weights are read from end to end */
 } pl_acts;
-
-enum { PL_FETCH_AHEAD = 4096 }; /* where weights are read from end to end */
 
 /* Bytes from one quantised column to the next. */
 static inline int64_t pl_acts_ldq(int64_t k, int32_t planes) { return k * planes + 64; }

@@ -8,6 +8,7 @@
 #include "base/math.h"
 #include "base/memory.h"
 #include "model/config.h"
+#include "model/pages.h"
 #include "model/scratch.h"
 #include "model/slots.h"
 
@@ -31,6 +32,7 @@ int32_t pl_model_new(const pl_config *config, const pl_layer_config *layers, pl_
     if (m == NULL) return pl_fail(err, PL_MEMORY, "no memory for a model");
     m->config = *config;
     m->kv = pl_kv_layout_of(config);
+    pl_slabs_init(&m->page_memory, m->kv.page_bytes + PL_PAGE_HEADER);
     atomic_init(&m->references, 1);
     atomic_init(&m->page_limit, INT64_MAX);
     m->layers = pl_alloc((size_t)config->n_layers, sizeof *m->layers);
@@ -60,6 +62,7 @@ void pl_model_release(pl_model *m) {
     if (m == NULL || atomic_fetch_sub(&m->references, 1) != 1) return;
     if (m->layers != NULL) free_vectors(m);
     pl_scratch_return(m, NULL);
+    pl_slabs_free(&m->page_memory);
     pl_arena_free(&m->weights);
     pl_free(m->rope_main);
     pl_free(m->rope_long);

@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 
+#include "base/slabs.h"
 #include "ops/attention.h"
 #include "ops/matmul.h"
 #include "pyllm.h"
@@ -48,6 +49,7 @@ struct pl_model {
     pl_kv_layout kv;
     pl_arena weights; /* what the matrices' strips lie in */
     atomic_int references;
+    pl_slabs page_memory;
     atomic_llong pages;                /* KV pages alive */
     atomic_llong page_limit;           /* so many at most */
     _Atomic(struct pl_scratch *) idle; /* of the last forward pass, for the next one; or NULL */

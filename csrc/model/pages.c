@@ -5,10 +5,7 @@
 #include "base/error.h"
 #include "base/memory.h"
 
-/* A page's count of owners lies one cache line before its bytes. */
-enum { HEADER = 64 };
-
-static atomic_int *owners(uint8_t *page) { return (atomic_int *)(void *)(page - HEADER); }
+static atomic_int *owners(uint8_t *page) { return (atomic_int *)(void *)(page - PL_PAGE_HEADER); }
 
 /* Counts a page in, unless there are as many as there may be: not even for a moment does anybody see more. */
 static int count_in(pl_model *m) {
@@ -21,18 +18,18 @@ static int count_in(pl_model *m) {
 
 static uint8_t *page_new(pl_model *m) {
     if (!count_in(m)) return NULL;
-    uint8_t *memory = pl_map(m->kv.page_bytes + HEADER);
+    uint8_t *memory = pl_slabs_take(&m->page_memory);
     if (memory == NULL) {
         atomic_fetch_sub(&m->pages, 1);
         return NULL;
     }
-    atomic_init(owners(memory + HEADER), 1);
-    return memory + HEADER;
+    atomic_init(owners(memory + PL_PAGE_HEADER), 1);
+    return memory + PL_PAGE_HEADER;
 }
 
 static void page_release(pl_model *m, uint8_t *page) {
     if (atomic_fetch_sub(owners(page), 1) != 1) return;
-    pl_unmap(page - HEADER, m->kv.page_bytes + HEADER);
+    pl_slabs_give(&m->page_memory, page - PL_PAGE_HEADER);
     atomic_fetch_sub(&m->pages, 1);
 }
 

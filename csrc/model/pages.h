@@ -4,6 +4,8 @@
 
 #include "model/model.h"
 
+enum { PL_PAGE_HEADER = 64 }; /* bytes before a page's own: the count of its owners, on a line to itself */
+
 /* The pages of one sequence: page i holds positions [i * PL_PAGE, (i + 1) * PL_PAGE). */
 typedef struct pl_page_table {
     uint8_t **pages; /* (n): the pages' bytes */

@@ -67,10 +67,10 @@ static const uint8_t *keys_of(const attention *a, int64_t i) { return a->kv->pag
 
 static const uint8_t *values_of(const attention *a, int64_t i) { return keys_of(a, i) + a->kv->layout->key_bytes; }
 
-/* From what is read to what is read next, of which as much is fetched meanwhile. One position's attention does little
- * with each byte, and no page is long enough for the hardware to notice that it is read from end to end. */
-static int64_t ahead(const attention *a, const uint8_t *from, const uint8_t *next) {
-    return a->queries->step == 0 ? (int64_t)((uintptr_t)next - (uintptr_t)from) : 0;
+/* From what is read to what is read next, of which as much is fetched meanwhile: no page is long enough for the hardware
+ * to notice that it is read from end to end. */
+static int64_t distance(const uint8_t *from, const uint8_t *next) {
+    return (int64_t)((uintptr_t)next - (uintptr_t)from);
 }
 
 /* scores (rows, PL_CHUNK) = q . k over the strips of the pages that any row sees, a page at a time. */
@@ -81,7 +81,7 @@ static void score(const attention *a, span seen) {
     for (int64_t t = seen.begin / PL_PAGE * PL_PAGE; t < seen.end; t += PL_PAGE) {
         int64_t left = (seen.end - t + PL_STRIP - 1) / PL_STRIP, strips = PL_PAGE / PL_STRIP;
         int64_t page = (a->start + t) / PL_PAGE;
-        x.ahead = ahead(a, keys_of(a, page), t + PL_PAGE < seen.end ? keys_of(a, page + 1) : values_of(a, first));
+        x.ahead = distance(keys_of(a, page), t + PL_PAGE < seen.end ? keys_of(a, page + 1) : values_of(a, first));
         pl_matmul_of(a->kernels, l->packing)(keys_of(a, page), left < strips ? left : strips, &x, 0, a->queries->rows,
                                              a->scores + t, PL_CHUNK, 0);
     }
@@ -96,10 +96,11 @@ static const uint8_t *after_values(const attention *a, int64_t page) {
 /* values += p v for rows [row, row + rows) and positions [begin, end) of the chunk. */
 static void weigh(const attention *a, int64_t begin, int64_t end, int64_t row, int64_t rows) {
     const pl_kv_layout *l = a->kv->layout;
+    const int lone = a->queries->step == 0; /* one position's rows do little with each byte */
     for (int64_t t = begin; t < end;) {
         int64_t page = (a->start + t) / PL_PAGE, slot = (a->start + t) % PL_PAGE;
         int64_t n = PL_PAGE - slot < end - t ? PL_PAGE - slot : end - t;
-        int64_t next = ahead(a, values_of(a, page), after_values(a, page));
+        int64_t next = lone ? distance(values_of(a, page), after_values(a, page)) : 0;
         const void *v = values_of(a, page) + (size_t)slot * l->value_bytes;
         const float *p = a->scores + row * PL_CHUNK + t;
         float *values = a->values + row * l->d16;

@@ -99,8 +99,7 @@ pl_acts pl_acts_view(const pl_act_buffer *b, int64_t first, int64_t k, int32_t p
                      .ldq = ldq,
                      .blocks = b->blocks + first * (k / PL_BLOCK),
                      .k = k,
-                     .planes = planes,
-                     .ahead = PL_FETCH_AHEAD};
+                     .planes = planes};
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------- */
