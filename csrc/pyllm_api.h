@@ -361,7 +361,7 @@ typedef struct pl_sampling {
 /* Draws one token id. logits (vocab) is not changed. history (n_history): ids the penalties look at; bias_ids and
  * bias (n_bias) are added to the logits first. allowed (vocab bits, id i at bit i % 8 of byte i / 8): what may be
  * drawn; NULL: everything. *rng is llama2.c's xorshift64* state and moves by one draw where one is drawn. work
- * (2 * vocab) floats of scratch. */
+ * (2 * vocab + 16) floats of scratch. */
 int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
                   const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
                   const uint8_t *allowed, float *work, int32_t *token, pl_error *err);

@@ -5,12 +5,12 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "base/math.h"
+#include "kernels/kernels.h"
 
 /* What may still be drawn: n ids with a value each, a logit at first and a probability after softmax(). Ids ascend
  * until select_best() has put them in descending order of value. */
 typedef struct candidates {
-    float *value; /* (n) */
+    float *value; /* (n), with room for a multiple of 16 */
     int32_t *id;  /* (n) */
     int64_t n;
 } candidates;
@@ -54,14 +54,36 @@ static int32_t check_ids(const int32_t *ids, int64_t n, int64_t vocab, const cha
     return PL_OK;
 }
 
+enum { LANES = 16 };
+
+/* The greatest value; *unordered: whether one is NaN. In lanes, which any compiler makes vectors of. */
+static float greatest(const float *x, int64_t n, int *unordered) {
+    float lane[LANES], best = -INFINITY;
+    int32_t nan[LANES] = {0};
+    for (int j = 0; j < LANES; j++) lane[j] = -INFINITY;
+    for (int64_t i = 0; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+            nan[j] |= x[i + j] != x[i + j];
+        }
+    }
+    for (int64_t i = n / LANES * LANES; i < n; i++) lane[0] = x[i] > lane[0] ? x[i] : lane[0], nan[0] |= x[i] != x[i];
+    *unordered = 0;
+    for (int j = 0; j < LANES; j++) best = lane[j] > best ? lane[j] : best, *unordered |= nan[j];
+    return best;
+}
+
 /* The position of the greatest value, the lowest id on ties. Fails where there is none to speak of. */
 static int32_t find_best(const candidates *c, int64_t *best, pl_error *err) {
+    int unordered;
+    float value = greatest(c->value, c->n, &unordered);
     *best = 0;
-    for (int64_t i = 0; i < c->n; i++) {
-        if (isnan(c->value[i])) return pl_fail(err, PL_INVALID, "logits contain NaN (token id %d)", (int)c->id[i]);
-        if (c->value[i] > c->value[*best]) *best = i;
+    if (unordered) {
+        while (!isnan(c->value[*best])) ++*best;
+        return pl_fail(err, PL_INVALID, "logits contain NaN (token id %d)", (int)c->id[*best]);
     }
-    if (c->value[*best] == -INFINITY) return pl_fail(err, PL_INVALID, "no token can be drawn: every logit is -inf");
+    if (value == -INFINITY) return pl_fail(err, PL_INVALID, "no token can be drawn: every logit is -inf");
+    while (c->value[*best] != value) ++*best;
     return PL_OK;
 }
 
@@ -117,29 +139,34 @@ static void swap(candidates *c, int64_t a, int64_t b) {
     c->value[b] = value, c->id[b] = id;
 }
 
-static void sift_down(candidates *c, int64_t root, int64_t n) {
+/* worst: whether the root of the heap is the worst of it, not the best. */
+static void sift_down(candidates *c, int worst, int64_t root, int64_t n) {
     for (int64_t child; (child = 2 * root + 1) < n; root = child) {
-        if (child + 1 < n && comes_before(c, child + 1, child)) child++;
-        if (!comes_before(c, child, root)) return;
+        if (child + 1 < n && comes_before(c, child + 1, child) != worst) child++;
+        if (comes_before(c, child, root) == worst) return;
         swap(c, child, root);
     }
 }
 
-static void heapify(candidates *c) {
-    for (int64_t i = c->n / 2; i-- > 0;) sift_down(c, i, c->n);
+static void heapify(candidates *c, int worst, int64_t n) {
+    for (int64_t i = n / 2; i-- > 0;) sift_down(c, worst, i, n);
 }
 
-/* Moves the best of the heap's first n elements to position n - 1. */
-static void pop_best(candidates *c, int64_t n) {
+/* Moves the root of the heap's first n elements to position n - 1. */
+static void pop(candidates *c, int worst, int64_t n) {
     swap(c, 0, n - 1);
-    sift_down(c, 0, n - 1);
+    sift_down(c, worst, 0, n - 1);
 }
 
-/* Keeps the k best, best first. */
+/* Keeps the k best, best first. The heap holds the k best of those seen, and mostly the next one is none of them. */
 static void select_best(candidates *c, int64_t k) {
-    heapify(c);
-    for (int64_t i = 0; i < k; i++) pop_best(c, c->n - i);
-    for (int64_t i = 0; i < k && i < c->n - 1 - i; i++) swap(c, i, c->n - 1 - i);
+    heapify(c, 1, k);
+    for (int64_t i = k; i < c->n; i++) {
+        if (!comes_before(c, i, 0)) continue;
+        swap(c, i, 0);
+        sift_down(c, 1, 0, k);
+    }
+    for (int64_t n = k; n > 1; n--) pop(c, 1, n);
     c->n = k;
 }
 
@@ -153,9 +180,12 @@ static void keep_from(candidates *c, float floor) {
 
 /* ---- probabilities and the draw ------------------------------------------------------------------------------------ */
 
-/* Logits to e^(logit - best), in (0, 1]. */
-static void exponentiate(candidates *c, float best) {
-    for (int64_t i = 0; i < c->n; i++) c->value[i] = pl_expf(c->value[i] - best);
+/* Logits to e^(logit - best), in (0, 1]. The kernel's own sum is in another order than run.c's, and not used. */
+static void exponentiate(candidates *c) {
+    int64_t n16 = (c->n + LANES - 1) / LANES * LANES;
+    float best;
+    for (int64_t i = c->n; i < n16; i++) c->value[i] = -INFINITY;
+    pl_kernels_current()->softmax(c->value, n16, 1.0f, &best);
 }
 
 static void normalize(candidates *c) {
@@ -181,11 +211,11 @@ static int32_t draw_from_all(const candidates *c, float coin) {
 static int32_t draw_from_nucleus(candidates *c, float top_p, float coin, int32_t best) {
     if (c->n > 1) keep_from(c, (1.0f - top_p) / (float)(c->n - 1));
     if (c->n == 0) return best;
-    heapify(c);
+    heapify(c, 0, c->n);
     float cumulative = 0.0f;
     int64_t end = c->n;
     while (end > 0 && cumulative <= top_p) {
-        pop_best(c, end);
+        pop(c, 0, end);
         cumulative += c->value[--end];
     }
     float target = coin * cumulative, passed = 0.0f;
@@ -202,7 +232,7 @@ static int32_t draw(candidates *c, const pl_sampling *s, float coin, int64_t bes
     int32_t best_id = c->id[best];
     if (isinf(best_value)) return best_id; /* +inf, or a temperature so small that it became so: certain */
     if (s->top_k > 0 && s->top_k < c->n) select_best(c, s->top_k);
-    exponentiate(c, best_value);
+    exponentiate(c);
     if (s->min_p > 0.0f) keep_from(c, s->min_p); /* the best one is 1 here */
     normalize(c);
     if (s->top_p > 0.0f && s->top_p < 1.0f) return draw_from_nucleus(c, s->top_p, coin, best_id);
@@ -232,7 +262,7 @@ int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logit
     if (!status) status = check_ids(bias_ids, n_bias, vocab, "logit_bias", err);
     if (status) return status;
 
-    candidates c = {work, (int32_t *)(work + vocab), vocab};
+    candidates c = {work, (int32_t *)(work + (vocab + LANES - 1) / LANES * LANES), vocab};
     memcpy(c.value, logits, (size_t)vocab * sizeof *logits);
     add_bias(c.value, bias_ids, bias, n_bias);
     apply_penalties(c.value, c.id, sampling, history, n_history);

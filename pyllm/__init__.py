@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -90,8 +89,6 @@ _HOMES = {
     "load": "model",
     "quantize": "quantizing",
 }
-
-logging.getLogger("pyllm").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

@@ -526,8 +526,8 @@ class NativeSampler:
         if allowed is not None and 8 * len(allowed) < len(logits):
             raise ValueError(f"{8 * len(allowed)} bits do not say which of {len(logits)} tokens are allowed")
         logits, past = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(history, np.int32)
-        if len(self._work) < 2 * len(logits):
-            self._work = ffi.new("float[]", 2 * len(logits))
+        if len(self._work) < 2 * len(logits) + 16:
+            self._work = ffi.new("float[]", 2 * len(logits) + 16)
         self._state[0] = rng_state
         status = lib.pl_sample(
             self._options,

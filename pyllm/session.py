@@ -21,7 +21,6 @@ from pyllm._core import Interrupted, NativeSession, log_probability
 from pyllm.adapters import pairs_of
 from pyllm.conversation import encode_conversation, shared_prefix
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
-from pyllm.formats.export import replacing
 from pyllm.generation import Generation, Plan
 from pyllm.grammar import constrained, grammar_of
 from pyllm.hooks import ProcessedDraw, processors_of
@@ -696,6 +695,8 @@ def _hooked(model: Model, sampler: SamplerState, options: Options) -> Draw:
 
 def _write_file(path: Path, *parts: bytes) -> None:
     """prefix, JSON header, tokens, state."""
+    from pyllm.formats.export import replacing
+
     crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)

@@ -7,7 +7,6 @@ not at all: they are written beside their place and moved into it, since someone
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import struct
 import threading
@@ -21,8 +20,9 @@ import numpy as np
 from pyllm.config import ModelConfig
 from pyllm.errors import UnsupportedModelError
 from pyllm.formats.llama2c import QUANTIZED, Header, has_default_constants, layout, pack_header
+from pyllm.logs import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 # (slot, layer) -> fp32 values, (rows, cols) for a matrix and (n,) or (1, n) for a vector. Slots are those of

@@ -6,12 +6,12 @@ refused.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyllm.errors import PyllmError, UnsupportedModelError
+from pyllm.logs import logger
 from pyllm.tokenizers.base import Tokenizer
 from pyllm.tokenizers.endings import is_ending
 from pyllm.tokenizers.gguf import BYTE, CONTROL, NORMAL, PREFIX, SPACE, UNKNOWN, UNUSED, USER_DEFINED
@@ -21,7 +21,7 @@ from pyllm.tokenizers.llama2c import UNKNOWN as LLAMA2C_UNKNOWN
 from pyllm.tokenizers.pretokenizers import PRETOKENIZERS, MappedBytes, Pretokenizer
 from pyllm.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Metadata = dict[str, Any]  # str, bool, int, float, and lists of one of str, bytes, int and float
 

@@ -550,7 +550,7 @@ static uint64_t eval(pl_model *model, pl_session *session, const int32_t *tokens
 static uint64_t hash_model(pl_model *model, uint64_t hash) {
     const pl_sampling sampling = {.temperature = 0.8f, .top_p = 0.95f, .repetition_penalty = 1.1f};
     int32_t tokens[PROMPT + DECODED];
-    float logits[PROMPT * VOCAB], work[2 * VOCAB];
+    float logits[PROMPT * VOCAB], work[2 * VOCAB + 16];
     uint64_t rng = 42;
     pl_session *session;
     must(pl_session_new(model, 64, &session, &error));
