@@ -182,7 +182,7 @@ static void keep_from(candidates *c, float floor) {
 
 /* Logits to e^(logit - best), in (0, 1]. The kernel's own sum is in another order than run.c's, and not used. */
 static void exponentiate(candidates *c) {
-    int64_t n16 = (c->n + LANES - 1) / LANES * LANES;
+    int64_t n16 = pl_pad(c->n);
     float best;
     for (int64_t i = c->n; i < n16; i++) c->value[i] = -INFINITY;
     pl_kernels_current()->softmax(c->value, n16, 1.0f, &best);
@@ -262,7 +262,7 @@ int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logit
     if (!status) status = check_ids(bias_ids, n_bias, vocab, "logit_bias", err);
     if (status) return status;
 
-    candidates c = {work, (int32_t *)(work + (vocab + LANES - 1) / LANES * LANES), vocab};
+    candidates c = {work, (int32_t *)(work + pl_pad(vocab)), vocab};
     memcpy(c.value, logits, (size_t)vocab * sizeof *logits);
     add_bias(c.value, bias_ids, bias, n_bias);
     apply_penalties(c.value, c.id, sampling, history, n_history);

@@ -77,6 +77,20 @@ def certain(run: dict[str, Any]) -> int:
     return next((i for i, gap in enumerate(run["gap"]) if gap < TIE), len(run["ids"]))
 
 
+def assert_own_answer(figures: Figures) -> None:
+    """What `precision="high"` promises: the model's own answer, but for rounding."""
+    assert figures.kept >= 0.995, figures
+    assert figures.clear_misses == 0, figures
+    assert figures.mean_dlogp <= 0.002, figures
+    assert abs(figures.mean_nll - figures.reference_nll) <= 0.003, figures
+
+
+def assert_greedy(model: pyllm.Model, run: dict[str, Any]) -> None:
+    """Equal up to ties: where another token is chosen the reference's gap must be tiny, and there comparing ends."""
+    difference = first_difference(model, run)
+    assert difference is None or run["gap"][difference] < TIE, (difference, run["gap"][difference])
+
+
 def first_difference(model: pyllm.Model, run: dict[str, Any]) -> int | None:
     """The first greedy token that is not the reference's; tokens that end a text are followed, too."""
     with model.session() as session:

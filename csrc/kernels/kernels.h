@@ -17,6 +17,9 @@
 #include "quant/blocks.h"
 #include "quant/strips.h"
 
+/* n rounded up to the 16 lanes that fp32 buffers are padded to. */
+static inline int64_t pl_pad(int64_t n) { return (n + PL_STRIP - 1) / PL_STRIP * PL_STRIP; }
+
 /* What 32 activations of one column have in common. */
 typedef struct pl_act_block {
     float scale;           /* x ~ scale * a */

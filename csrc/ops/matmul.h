@@ -57,7 +57,4 @@ typedef struct pl_output {
 void pl_matmul(const pl_kernels *kernels, const pl_worker *worker, const pl_matrix *w, const pl_acts *x, int64_t n,
                const pl_output *y);
 
-/* n rounded up to the 16 lanes that fp32 buffers are padded to. */
-static inline int64_t pl_pad(int64_t n) { return (n + PL_STRIP - 1) / PL_STRIP * PL_STRIP; }
-
 #endif
