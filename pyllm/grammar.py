@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,9 @@ class Grammar:
         `schema`: a JSON Schema as a mapping or as JSON text, or a pydantic model class, whose own fields are then the
         only ones unless it allows others; a schema allows them unless it says not to. `whitespace`: allow any white
         space that JSON allows; False: one space after each comma and colon, as `json.dumps` writes. Keywords that
-        llguidance does not know are an error, except where the schema says `"x-guidance": {"lenient": true}`.
+        llguidance does not know are an error, except where the schema says `"x-guidance": {"lenient": true}`. It keeps
+        numbers as doubles: integers beyond 2**53 are an error in `const` and `enum`, and a bound between two doubles is
+        the nearer one that it allows.
         """
         if isinstance(schema, type):
             schema = _pydantic_schema(schema)
@@ -58,9 +61,10 @@ class Grammar:
             found = json.loads(schema) if isinstance(schema, str) else schema
             options = {} if whitespace else _TIGHT
             if isinstance(found, Mapping):
+                found = _as_doubles(found)
                 found = {**found, "x-guidance": {**options, **found.get("x-guidance", {})}}
             return cls("json_schema", json.dumps(found))
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, GrammarError):
                 raise
             raise GrammarError(f"json_schema: the schema is no JSON: {error}") from error
@@ -137,6 +141,50 @@ class GrammarDraw:
         """Raise what llguidance has to say: for a grammar that became too complex to follow."""
         if self._matcher.is_error():
             raise GrammarError(f"the grammar cannot be followed further: {self._matcher.get_error().strip()}")
+
+
+# ---- JSON schemas ----------------------------------------------------------------------------------------------------
+
+#: Beyond this not every integer is a double.
+_EXACT = 2**53
+#: Keywords whose value has a schema for each name, which may look like a keyword.
+_BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
+#: Which way a bound may move: inwards.
+_INWARDS = {"minimum": math.inf, "exclusiveMinimum": math.inf, "maximum": -math.inf, "exclusiveMaximum": -math.inf}
+
+
+def _as_doubles(schema: Any) -> Any:
+    """A schema whose numbers survive being doubles, as llguidance keeps them; `GrammarError` for one that cannot."""
+    if isinstance(schema, Mapping):
+        return {key: _value_as_doubles(key, value) for key, value in schema.items()}
+    return [_as_doubles(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
+
+
+def _value_as_doubles(keyword: str, value: Any) -> Any:
+    """The value of one keyword."""
+    if keyword in _BY_NAME and isinstance(value, Mapping):
+        return {name: _as_doubles(inner) for name, inner in value.items()}
+    if keyword in _INWARDS and isinstance(value, int) and abs(value) > _EXACT:
+        return _moved(value, _INWARDS[keyword])
+    if keyword in ("const", "enum"):
+        _refuse_inexact(keyword, value)
+        return value
+    return _as_doubles(value)
+
+
+def _moved(bound: int, inwards: float) -> int:
+    """The double nearest to a bound that is not outside it."""
+    near = float(bound)
+    outside = near < bound if inwards > 0 else near > bound
+    return int(math.nextafter(near, inwards) if outside else near)
+
+
+def _refuse_inexact(keyword: str, value: Any) -> None:
+    """Raise for an integer that would be written as another one."""
+    if isinstance(value, int) and abs(value) > _EXACT:
+        raise GrammarError(f"json_schema: {keyword} has {value}: integers are exact up to 2**53 only")
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        _refuse_inexact(keyword, item)
 
 
 # ---- compiling -------------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Animal(pydantic.BaseModel):
 # ---- every output parses -------------------------------------------------------------------------------------------
 
 
+exact = st.integers(-(2**53), 2**53)
 names = st.text('abcXYZ_ é"\\', min_size=1, max_size=4)
 leaves = st.one_of(
     st.just({"type": "boolean"}),
@@ -65,7 +66,7 @@ leaves = st.one_of(
     st.tuples(st.integers(0, 4), st.integers(0, 6)).map(
         lambda pair: {"type": "string", "minLength": pair[0], "maxLength": pair[0] + pair[1]}
     ),
-    st.lists(st.none() | st.booleans() | st.integers() | names, min_size=1, max_size=4).map(lambda v: {"enum": v}),
+    st.lists(st.none() | st.booleans() | exact | names, min_size=1, max_size=4).map(lambda v: {"enum": v}),
     names.map(lambda value: {"const": value}),
     st.sampled_from(["[a-z]{2,5}", "(é|日本|🦙){1,3}", r"\d{4}-\d{2}"]).map(
         lambda pattern: {"type": "string", "pattern": f"^{pattern}$"}
@@ -110,6 +111,30 @@ def test_every_output_is_what_the_schema_describes(
     value = json.loads(reply.text)
     assert reply.finish_reason == "stop"
     jsonschema.Draft202012Validator(schema).validate(value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"const": 2**53 + 1}, {"enum": [0, {"a": [-(2**63)]}]}, {"not": {"const": 2**60}}, {"maximum": 10**400}],
+)
+def test_an_integer_that_is_no_double_is_refused(schema: dict[str, Any]) -> None:
+    """llguidance would write another one: 9007199254740992 for 9007199254740993."""
+    with pytest.raises(GrammarError, match=r"exact up to 2\*\*53 only|too large"):
+        Grammar.json_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(2**53 + 1, 2**53 + 3), (2**63 - 2000, 2**63 - 1), (-(2**63) + 1, -(2**63) + 2000), (-5, 2**63 - 1)],
+)
+def test_bounds_beyond_what_doubles_hold(tiny: pyllm.Model, low: int, high: int) -> None:
+    """Of 64 bits, say: nothing outside them is written."""
+    number = {"type": "integer", "minimum": low, "maximum": high}
+    schema = {"type": "object", "properties": {"const": number}, "required": ["const"], "additionalProperties": False}
+    grammar = Grammar.json_schema(schema)
+    for seed in range(8):
+        reply = tiny.generate(PROMPT, max_tokens=None, grammar=grammar, seed=seed, sampler=Sampler(top_p=1.0))
+        assert low <= json.loads(reply.text)["const"] <= high
 
 
 def test_white_space(tiny: pyllm.Model) -> None:
