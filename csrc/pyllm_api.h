@@ -358,13 +358,37 @@ typedef struct pl_sampling {
     float frequency_penalty;
 } pl_sampling;
 
-/* Draws one token id. logits (vocab) is not changed. history (n_history): ids the penalties look at; bias_ids and
- * bias (n_bias) are added to the logits first. allowed (vocab bits, id i at bit i % 8 of byte i / 8): what may be
- * drawn; NULL: everything. *rng is llama2.c's xorshift64* state and moves by one draw where one is drawn. work
- * (2 * vocab + 16) floats of scratch. */
-int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
-                  const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
-                  const uint8_t *allowed, float *work, int32_t *token, pl_error *err);
+/* A sampler at work on one text. */
+typedef struct pl_sampler {
+    pl_sampling sampling;
+    const int32_t *bias_ids; /* (n_bias): bias (n_bias) is added to their logits first */
+    const float *bias;
+    int64_t n_bias;
+    float *work;  /* (2 * vocab + 16) floats of scratch */
+    uint64_t rng; /* llama2.c's xorshift64* state: moves by one draw where one is drawn */
+} pl_sampler;
+
+/* Draws one token id. logits (vocab) is not changed. history (n_history): ids the penalties look at. allowed (vocab
+ * bits, id i at bit i % 8 of byte i / 8): what may be drawn; NULL: everything. */
+int32_t pl_sample(pl_sampler *sampler, const float *logits, int64_t vocab, const int32_t *history, int64_t n_history,
+                  const uint8_t *allowed, int32_t *token, pl_error *err);
+
+/* ---- generation ------------------------------------------------------------------------------------------------- */
+
+/* A text that goes on by itself: for models so small that calls for each token would take longer than the token. */
+typedef struct pl_generation {
+    pl_sampler *sampler;
+    const int32_t *stop_ids; /* (n_stop): behind one of these nothing is drawn */
+    int64_t n_stop;
+    int32_t *text; /* (n_text + most): ids that the penalties look at, and behind them those that are drawn */
+    int64_t n_text, most;
+    double seconds; /* after which no further token is evaluated */
+    float *logits;  /* (vocab): after the last token that was evaluated, in and out */
+    int64_t drawn;  /* out: tokens drawn, all evaluated but the last; that one too where no other could be drawn */
+} pl_generation;
+
+/* Draws a token, evaluates it, and so on. Where something fails it ends there: whoever goes on will meet it again. */
+void pl_generate(pl_session *session, pl_generation *generation, int32_t threads);
 
 /* ---- words: where text is cut before pieces are merged ------------------------------------------------------------ */
 

@@ -252,19 +252,19 @@ static int32_t choose(candidates *c, const pl_sampling *s, uint64_t *rng, int32_
 
 /* ---- the boundary -------------------------------------------------------------------------------------------------- */
 
-int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logits, int64_t vocab,
-                  const int32_t *history, int64_t n_history, const int32_t *bias_ids, const float *bias, int64_t n_bias,
-                  const uint8_t *allowed, float *work, int32_t *token, pl_error *err) {
+int32_t pl_sample(pl_sampler *sampler, const float *logits, int64_t vocab, const int32_t *history, int64_t n_history,
+                  const uint8_t *allowed, int32_t *token, pl_error *err) {
+    const pl_sampling *sampling = &sampler->sampling;
     if (vocab < 1 || vocab > INT32_MAX)
         return pl_fail(err, PL_INVALID, "%lld logits: at least one is needed", (long long)vocab);
-    int32_t status = check_options(sampling, rng, err);
+    int32_t status = check_options(sampling, &sampler->rng, err);
     if (!status) status = check_ids(history, n_history, vocab, "history", err);
-    if (!status) status = check_ids(bias_ids, n_bias, vocab, "logit_bias", err);
+    if (!status) status = check_ids(sampler->bias_ids, sampler->n_bias, vocab, "logit_bias", err);
     if (status) return status;
 
-    candidates c = {work, (int32_t *)(work + pl_pad(vocab)), vocab};
+    candidates c = {sampler->work, (int32_t *)(sampler->work + pl_pad(vocab)), vocab};
     memcpy(c.value, logits, (size_t)vocab * sizeof *logits);
-    add_bias(c.value, bias_ids, bias, n_bias);
+    add_bias(c.value, sampler->bias_ids, sampler->bias, sampler->n_bias);
     apply_penalties(c.value, c.id, sampling, history, n_history);
     if (allowed == NULL) {
         for (int64_t i = 0; i < vocab; i++) c.id[i] = (int32_t)i;
@@ -272,5 +272,5 @@ int32_t pl_sample(const pl_sampling *sampling, uint64_t *rng, const float *logit
         admit(&c, allowed);
     }
     if (c.n == 0) return pl_fail(err, PL_INVALID, "no token can be drawn: none is allowed");
-    return choose(&c, sampling, rng, token, err);
+    return choose(&c, sampling, &sampler->rng, token, err);
 }

@@ -6,7 +6,7 @@ are not locked; `Session` holds the lock that one timeline needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -424,6 +424,11 @@ class NativeSession:
             run.hidden_layers, run.n_hidden, run.hidden = layers, len(part.layers), out
         return rows[: part.n_logits], held
 
+    def generate(self, sampler: NativeSampler, generation: Any) -> None:
+        """Fill a `pl_generation`, from the logits of the last pass on, which asked for one row."""
+        generation.sampler, generation.logits = sampler.pointer(self._model.vocab_size), self._run_logits
+        lib.pl_generate(self.pointer, generation, self._model.threads)
+
     def kv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Copies of one layer's keys and values, each float32 (KV heads, position, head_dim)."""
         err, shape = _error(), (self._model.n_kv_heads, self.position, self._model.head_dim)
@@ -492,10 +497,11 @@ class NativeSession:
 
 
 class NativeSampler:
-    """`pl_sample` with its options; the random state is the caller's integer."""
+    """A `pl_sampler`: the options, and where the random numbers are. For one text, in one thread at a time."""
 
     def __init__(
         self,
+        rng_state: int,
         *,
         temperature: float,
         top_k: int,
@@ -506,44 +512,80 @@ class NativeSampler:
         frequency_penalty: float,
         logit_bias: Mapping[int, float] | None,
     ) -> None:
-        self._options = ffi.new(
-            "pl_sampling *",
-            (temperature, top_p, min_p, top_k, repetition_penalty, presence_penalty, frequency_penalty),
-        )
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
         self._bias_ids = np.array(list(logit_bias or ()), np.int32)
         self._bias = np.array(list((logit_bias or {}).values()), np.float32)
-        self._biases = ffi.from_buffer("int32_t[]", self._bias_ids), _floats(self._bias), len(self._bias)
-        self._token, self._state, self._error = ffi.new("int32_t *"), ffi.new("uint64_t *"), _error()
+        self._kept = [ffi.from_buffer("int32_t[]", self._bias_ids), _floats(self._bias)]
+        sampling = (temperature, top_p, min_p, top_k, *penalties)
+        self._native = ffi.new("pl_sampler *", (sampling, *self._kept, len(self._bias), ffi.NULL, rng_state))
+        self._token, self._error = ffi.new("int32_t *"), _error()
         self._work = ffi.new("float[]", 0)
 
-    def draw(
-        self, logits: np.ndarray, history: Sequence[int], rng_state: int, allowed: bytes | None = None
-    ) -> tuple[int, int]:
-        """One token id for float32 `logits` (vocab,), and the generator's next state. For one thread at a time.
+    @property
+    def rng_state(self) -> int:
+        """Where the generator is."""
+        return int(self._native.rng)
 
-        `allowed`: a bit for each id, from the lowest of the first byte on.
+    def pointer(self, vocab: int) -> Any:
+        """The C struct, with scratch for so many logits."""
+        if len(self._work) < 2 * vocab + 16:
+            self._native.work = self._work = ffi.new("float[]", 2 * vocab + 16)
+        return self._native
+
+    def draw(self, logits: np.ndarray, history: Sequence[int], allowed: bytes | None = None) -> int:
+        """One token id for float32 `logits` (vocab,).
+
+        `history`: ids that the penalties look at. `allowed`: a bit for each id, from the lowest of the first byte on.
         """
         if allowed is not None and 8 * len(allowed) < len(logits):
             raise ValueError(f"{8 * len(allowed)} bits do not say which of {len(logits)} tokens are allowed")
         logits, past = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(history, np.int32)
-        if len(self._work) < 2 * len(logits) + 16:
-            self._work = ffi.new("float[]", 2 * len(logits) + 16)
-        self._state[0] = rng_state
         status = lib.pl_sample(
-            self._options,
-            self._state,
+            self.pointer(len(logits)),
             _floats(logits),
             len(logits),
             ffi.from_buffer("int32_t[]", past),
             len(past),
-            *self._biases,
             ffi.NULL if allowed is None else ffi.from_buffer("uint8_t[]", allowed),
-            self._work,
             self._token,
             self._error,
         )
         check(status, self._error)
-        return int(self._token[0]), int(self._state[0])
+        return int(self._token[0])
+
+
+class NativeGeneration:
+    """A `pl_generation`: what a session goes on with by itself. What was drawn is kept in C, so that an exception that
+    comes between any two lines loses nothing.
+    """
+
+    def __init__(self, sampler: NativeSampler, stop_ids: Collection[int]) -> None:
+        self._sampler = sampler
+        self._stop_ids = ffi.new("int32_t[]", list(stop_ids))
+        self._native = ffi.new("pl_generation *", {"stop_ids": self._stop_ids, "n_stop": len(self._stop_ids)})
+
+    def run(self, session: NativeSession, history: Sequence[int], most: int, seconds: float) -> None:
+        """Draw up to `most` tokens, and for about so many seconds, from the logits of the session's last pass on.
+
+        `history`: ids that the penalties look at.
+        """
+        native = self._native
+        self._text = np.empty(len(history) + most, np.int32)
+        self._text[: len(history)] = history
+        native.text, native.n_text, native.most = ffi.from_buffer("int32_t[]", self._text), len(history), most
+        native.seconds = seconds
+        session.generate(self._sampler, native)
+
+    @property
+    def drawn(self) -> list[int]:
+        """The tokens. All were evaluated but the last; that one too where no other could be drawn."""
+        start: int = self._native.n_text
+        tokens: list[int] = self._text[start : start + self._native.drawn].tolist() if self._native.drawn else []
+        return tokens
+
+    def forget(self) -> None:
+        """Let nothing be drawn."""
+        self._native.drawn = 0
 
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from pyllm.ahead import Ahead
     from pyllm.tool_formats import Reply, ToolCall
 
     Logits: TypeAlias = npt.NDArray[np.float32]
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 #: Ids before the generated text that the decoder is shown, so that it knows what the first piece follows: whether a
 #: leading space stands at the start of a text, and the bytes of a character that the prompt left incomplete.
 PRIMING = 8
+#: Seconds that `close()` may hold a generation for, at most: it does not wait for a step.
+CLOSING = 1.0
 
 
 class Pool(Protocol):
@@ -63,10 +67,11 @@ class Stepper(Ready, Protocol):
         """Where to wait for several steppers at once."""
         ...
 
-    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], ahead: Ahead | None = None) -> None:
         """Ask for what was accepted, then `tokens`, to be evaluated. Once for each `answer`.
 
-        `poll` is asked often; once it answers True the timeline goes back to where it was.
+        `poll` is asked often; once it answers True the timeline goes back to where it was. `ahead`: how it may go on by
+        itself behind the last token; the logits are then worth nothing if it did.
         """
         ...
 
@@ -172,6 +177,7 @@ class Plan:
     max_tokens: int | None = None
     timeout: float | None = None
     log_probability: Callable[[Logits, int], float] | None = None
+    ahead: Ahead | None = None  # where the sampler may be left alone with the model for a moment
     read_reply: Callable[[Sequence[int], Sequence[int]], Reply] | None = None  # from the ids before it and its own
 
 
@@ -192,6 +198,7 @@ class Generation:
         self._deadline: float | None = None
         self._finish_reason: FinishReason | None = None
         self._ids = [*plan.history, *plan.prompt]  # the text so far, prompt included, for the penalties
+        self._drawn: deque[int] = deque()  # tokens that are to be taken next
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._seconds = [0.0, 0.0]  # prefill (with the first token), decode
@@ -350,7 +357,7 @@ class Generation:
 
     def begin(self) -> None:
         """Ask for the next token. `complete` must follow; until then the generation is in use."""
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(timeout=CLOSING if self._cancelled else 0):
             raise SessionBusyError("another thread is iterating over this generation")
         try:
             self._stepping = threading.get_ident()
@@ -442,17 +449,23 @@ class Generation:
             return False
         if self._position not in (-1, stepper.position):
             raise SessionBusyError("the session was used for something else while this generation was under way")
+        if self._drawn:
+            return False
         first = self._position == -1
         if first and plan.decoder:
             for token in self._ids[-PRIMING:]:
                 self._piece(token)
-        stepper.ask(plan.prompt if first else (), self._poll)
         if first:
+            stepper.ask(plan.prompt, self._poll)
             self._cached = stepper.cached
+        else:
+            if plan.ahead:
+                plan.ahead.allow(self._ids, None if plan.max_tokens is None else plan.max_tokens - len(self._tokens))
+            stepper.ask((), self._poll, plan.ahead)
         return True
 
     def _answer(self) -> Chunk | None:
-        if self._stepper is None or not self._asked:
+        if self._stepper is None or not (self._asked or self._drawn):
             return None
         self._asked = False
         phase = 1 if self._tokens else 0
@@ -462,13 +475,16 @@ class Generation:
             self._seconds[phase] += time.perf_counter() - self._started
 
     def _draw_next(self, stepper: Stepper) -> Chunk | None:
-        logits = stepper.answer()
-        if logits is None:
-            self._finish("cancelled")
-            return None
-        token = self._draw(logits)
-        measure = self._plan.log_probability
-        logprob = measure(logits, token) if measure else None
+        measure, logprob = self._plan.log_probability, None
+        if not self._drawn:
+            logits = stepper.answer()
+            if logits is None:
+                self._finish("cancelled")
+                return None
+            ahead = self._plan.ahead.drawn if self._plan.ahead else ()
+            self._drawn.extend(ahead or (self._draw(logits),))
+            logprob = measure(logits, self._drawn[0]) if measure else None
+        token = self._drawn.popleft()
         if token in self._plan.stop_ids:
             held = self._flush()
             self._finish("stop")

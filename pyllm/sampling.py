@@ -118,11 +118,11 @@ class SamplerState:
     def __init__(self, sampler: Sampler, seed: int) -> None:
         self.seed = seed
         self.greedy = sampler.temperature == 0
-        self._rng = seed or STATE_OF_SEED_0
         self._looks_back = (
             sampler.repetition_penalty != 1 or sampler.presence_penalty != 0 or sampler.frequency_penalty != 0
         )
-        self._native = NativeSampler(
+        self.native = NativeSampler(
+            seed or STATE_OF_SEED_0,
             temperature=sampler.temperature,
             top_k=sampler.top_k,
             top_p=sampler.top_p,
@@ -138,8 +138,11 @@ class SamplerState:
 
         `allowed`: a bit for each id, from the lowest of the first byte on; others are not drawn.
         """
-        token, self._rng = self._native.draw(logits, history if self._looks_back else (), self._rng, allowed)
-        return token
+        return self.native.draw(logits, self.relevant(history), allowed)
+
+    def relevant(self, history: Sequence[int]) -> Sequence[int]:
+        """What a draw depends on of the ids so far: none of them where there are no penalties."""
+        return history if self._looks_back else ()
 
 
 class _Running:

@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pyllm._core import Interrupted, Part
+from pyllm.ahead import SHORT_PASS
 from pyllm.errors import OutOfMemoryError, PyllmError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pyllm._core import NativeModel, NativeSession
+    from pyllm.ahead import Ahead
 
     Rows = npt.NDArray[np.float32]
 
@@ -76,6 +78,7 @@ class Seat:
         self.n_logits = 0
         self.poll: Callable[[], bool] = _never
         self.before: Callable[[], Sequence[int]] = tuple
+        self.ahead: Ahead | None = None
         self.born = next(_births)
         self.short: int | None = None  # where memory is lacking: the pages there were then
         self.refused = False  # it was lacking when nobody else made progress either
@@ -96,14 +99,15 @@ class Seat:
         n_logits: int,
         poll: Callable[[], bool],
         before: Callable[[], Sequence[int]],
+        ahead: Ahead | None = None,
     ) -> None:
         """What is wanted next. `poll` may be asked by any thread; once it has said True it must not change its mind.
 
         `start`: where the session stands. `before`: the tokens that it holds already, in case that it has to give its
-        memory up meanwhile.
+        memory up meanwhile. `ahead`: how it may go on by itself behind the tokens.
         """
         self.tokens, self.n_logits, self.poll, self.before, self.at = tokens, n_logits, poll, before, 0
-        self.start, self.short, self.refused = start, None, False
+        self.start, self.short, self.refused, self.ahead = start, None, False, ahead
         self.ready, self.stopped, self.rows, self.error = False, False, None, None
         self.seconds, self.alone = 0.0, True
 
@@ -354,8 +358,10 @@ class Scheduler:
             if not shares:
                 return
             self._model.eval([_part(seat, n) for seat, n in shares], stop)
+            seconds, tokens = time.monotonic() - started, 0
+            if len(shares) == 1 and seconds < SHORT_PASS:
+                self._run_ahead(*shares[0])
             self._progress = time.monotonic()
-            seconds, tokens = self._progress - started, 0
             self._patience = min(PATIENCE * seconds, LONGEST_PATIENCE)
             for seat, n in shares:
                 tokens += n
@@ -370,6 +376,11 @@ class Scheduler:
             self._recover(shares, error, call)
         finally:
             now.over = True
+
+    def _run_ahead(self, seat: Seat, n: int) -> None:
+        """Let a sequence that nobody waits behind go on by itself for a moment."""
+        if seat.ahead and len(self._waiting) <= 1 and seat.at + n == len(seat.tokens):
+            seat.ahead.run(seat.session)
 
     def _keep_pace(self, tokens: int, seconds: float) -> None:
         """Choose how many tokens a pass may have from now on, by what the last one took."""

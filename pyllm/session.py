@@ -13,18 +13,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 import numpy as np
 
 from pyllm._core import Interrupted, NativeSession, log_probability
 from pyllm.adapters import pairs_of
+from pyllm.ahead import Ahead
 from pyllm.conversation import encode_conversation, shared_prefix
 from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
 from pyllm.generation import Generation, Plan
 from pyllm.grammar import constrained, grammar_of
 from pyllm.hooks import ProcessedDraw, processors_of
-from pyllm.sampling import Sampler
+from pyllm.sampling import Sampler, SamplerState
 from pyllm.scheduler import CHUNK, Scheduler, Seat
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from pyllm.hooks import LogitsProcessor
     from pyllm.model import Model
     from pyllm.prefixes import Prefixes
-    from pyllm.sampling import SamplerState
     from pyllm.speculation import Speculation
 
 #: Positions whose logits are held at once where those of every position are wanted.
@@ -182,8 +182,8 @@ class Session:
         """The keys of one layer, 0 to `config.n_layers` - 1: float32 (n_kv_heads, n, head_dim).
 
         A copy, since they are kept in pages and perhaps in another type: what they mean there, exactly. `n` is
-        `position`, but one less after a generation: a token that was only drawn has no keys yet. They are rotated;
-        dimensions i and i + rope_dims / 2 belong together. Raises `ValueError` for a layer that there is not.
+        `position`, less the tokens that were only drawn: the last one of a generation has no keys yet. They are
+        rotated; dimensions i and i + rope_dims / 2 belong together. Raises `ValueError` for a layer that there is not.
         """
         with self._entered():
             return self._native.kv(operator.index(layer))[0]
@@ -300,15 +300,22 @@ class Session:
 
     # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
 
-    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], guess: Sequence[int] = ()) -> None:
+    def ask(
+        self,
+        tokens: Sequence[int],
+        poll: Callable[[], bool],
+        guess: Sequence[int] = (),
+        ahead: Ahead | None = None,
+    ) -> None:
         """Ask the scheduler for the logits after what was accepted and then `tokens`; `answer` gives them.
 
         `poll` is asked often, by any thread; once it says True the session goes back to where it was. `guess`: tokens
-        that may come next; where they do, their logits are known already. The session is in use until `answer`.
+        that may come next; where they do, their logits are known already. `ahead`: how it may go on by itself;
+        `answer` then gives nothing to draw from. The session is in use until `answer`.
         """
         self._enter()
         try:
-            self._begin(tokens, lambda: self._closing or self._model.closed or poll(), guess)
+            self._begin(tokens, lambda: self._closing or self._model.closed or poll(), guess, ahead)
         except BaseException:
             self._leave()
             raise
@@ -433,7 +440,7 @@ class Session:
             finally:
                 self._lock.release()
 
-    def _begin(self, ids: Sequence[int], poll: Callable[[], bool], guess: Sequence[int]) -> None:
+    def _begin(self, ids: Sequence[int], poll: Callable[[], bool], guess: Sequence[int], ahead: Ahead | None) -> None:
         self.check_room(len(ids))
         known = None if ids else self._guess.logits_after(self._tokens)
         if known is not None:
@@ -450,11 +457,14 @@ class Session:
             evaluated -= 1
             self._native.truncate(evaluated)
             self._expect(taken + len(ids))
-        guess = guess[: max(self._longest_alike(taken + len(ids)) - taken - len(ids), 0)]
+        room = max(self._longest_alike(taken + len(ids)) - taken - len(ids), 0)
+        guess = guess[:room]
+        if ahead:
+            ahead.restrict(room + 1)  # of which the last is only drawn
         self._asked = _Asked(taken, evaluated, guess)
         self._tokens.extend(ids)
         text = self._tokens
-        self._seat.ask(evaluated, [*text[evaluated:], *guess], 1 + len(guess), poll, lambda: text[:evaluated])
+        self._seat.ask(evaluated, [*text[evaluated:], *guess], 1 + len(guess), poll, lambda: text[:evaluated], ahead)
         self._model.scheduler.add(self._seat)
 
     def _expect(self, length: int) -> int:
@@ -488,6 +498,8 @@ class Session:
             return None
         if asked.guess:
             self._guess = Guess(len(self._tokens), asked.guess, seat.rows)
+        elif seat.ahead:
+            self._guess = Guess(len(self._tokens), seat.ahead.drawn)
         logits: Logits = seat.rows[0]
         return logits
 
@@ -575,7 +587,7 @@ class Steps:
         """See `Session.ready`."""
         return self._session is None or self._session.ready
 
-    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], ahead: Ahead | None = None) -> None:
         """See `Session.ask`."""
         session = self._session
         guess: Sequence[int] = ()
@@ -583,7 +595,7 @@ class Steps:
         self._prompt = bool(tokens)
         if self._speculation and not tokens and not session.foreseen:
             guess = self._speculation.draft(session.text, session.guessed_right, poll)
-        session.ask(tokens, poll, guess)
+        session.ask(tokens, poll, guess, ahead if not guess else None)
         self._in_question = True
 
     def answer(self) -> Logits | None:
@@ -621,13 +633,13 @@ class OwnSteps(Steps):
         self._prefixes = prefixes
         self._shared = False
 
-    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], ahead: Ahead | None = None) -> None:
         """Ask for what is not known of the tokens; the last one's logits never are."""
         if self._session is None:
             self._session = open_session(self._model, tokens, self._context_length, self._prefixes)
             self.cached = self._session.position
             tokens = tokens[self.cached :]
-        super().ask(tokens, poll)
+        super().ask(tokens, poll, ahead)
 
     def answer(self) -> Logits | None:
         """See `Session.answer`. The prompt is shared as soon as it is read."""
@@ -665,6 +677,7 @@ def begin_generation(
         raise TokenizerError("stop strings need a tokenizer, and this model has none: give load() a tokenizer=")
     sampler = options.sampler or model.default_sampler
     model.check_tokens(sampler.logit_bias or ())
+    draw = _hooked(model, sampler.start(options.seed), options)
     plan = Plan(
         prompt=prompt,
         history=context.tokens if isinstance(context, Session) else (),
@@ -676,9 +689,15 @@ def begin_generation(
         max_tokens=options.max_tokens,
         timeout=options.timeout,
         log_probability=log_probability if options.logprobs else None,
+        ahead=Ahead(draw, model.stop_ids) if _is_plain(draw) and not options.logprobs else None,
         read_reply=options.read_reply,
     )
-    return Generation(steps, _hooked(model, sampler.start(options.seed), options), plan)
+    return Generation(steps, draw, plan)
+
+
+def _is_plain(draw: Draw) -> TypeGuard[SamplerState]:
+    """Whether nobody would miss it that a token is drawn in C."""
+    return type(draw) is SamplerState
 
 
 def _hooked(model: Model, sampler: SamplerState, options: Options) -> Draw:

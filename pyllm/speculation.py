@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from pyllm.ahead import SHORT_PASS
+
 if TYPE_CHECKING:
     from pyllm.session import Session
 
@@ -19,8 +21,6 @@ LONGEST = 16
 LOSS = 0.02
 #: Passes without a draft that are measured before the first one.
 MEASURED = 3
-#: Seconds of a pass below which drafting in Python costs more than it can save.
-TOO_SHORT = 200e-6
 #: Tokens that must be equal for a place in the text to be one to copy from.
 SAME = 3
 #: Tokens that must then have come as foreseen before the next are drafted; and so many where copying went well before.
@@ -75,7 +75,7 @@ class Speculation:
             self._plain += (likely - self._plain) / min(self._measured, 8)
 
     def _pays(self) -> bool:
-        measured = self._measured >= MEASURED and self._plain > TOO_SHORT
+        measured = self._measured >= MEASURED and self._plain > SHORT_PASS
         return self._alone and measured and self._lost <= LOSS * self._spent
 
 

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllm import Generation, Sampler, SessionBusyError, TokenizerError
+from pyllm.ahead import Ahead
 from pyllm.generation import Plan, StopScanner
 
 VOCAB = 258
@@ -54,7 +55,7 @@ class ScriptedStepper:
     def position(self) -> int:
         return len(self.evaluated) + len(self.pending)
 
-    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], ahead: Ahead | None = None) -> None:
         self.asked = (tokens, poll)
 
     def answer(self) -> Any:
@@ -287,6 +288,26 @@ def test_close_from_another_thread_stops_a_step() -> None:
     assert time.monotonic() - started < 1
     assert bench.generation.finish_reason == "cancelled"
     assert bench.stepper.released == 1
+
+
+def test_a_step_waits_for_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may hold the generation just then: whoever reads it finds the end, not an error."""
+    bench = Bench([97])
+    next(bench.generation)
+    release, entered = bench.stepper.release, threading.Event()
+
+    def release_slowly() -> None:
+        entered.set()
+        time.sleep(0.1)
+        release()
+
+    monkeypatch.setattr(bench.stepper, "release", release_slowly)
+    closer = threading.Thread(target=bench.generation.close)
+    closer.start()
+    assert entered.wait(5)
+    assert list(bench.generation) == []
+    closer.join(5)
+    assert bench.generation.finish_reason == "cancelled"
 
 
 def test_timeout() -> None:

@@ -45,16 +45,19 @@ class Recorder(Sampler):
     """A sampler that keeps a digest of the logits at each step."""
 
     def start(self, seed: int | None = None) -> SamplerState:
-        state = super().start(seed)
-        digests: list[bytes] = []
-        draw = state.draw
+        return Recording(self, self.seed or 0)
 
-        def draw_and_keep(logits: Any, history: Sequence[int] = ()) -> int:
-            digests.append(blake2b(logits.tobytes(), digest_size=8).digest())
-            return draw(logits, history)
 
-        vars(state).update(draw=draw_and_keep, digests=digests)
-        return state
+class Recording(SamplerState):
+    """One at work."""
+
+    def __init__(self, sampler: Sampler, seed: int) -> None:
+        super().__init__(sampler, seed)
+        self.digests: list[bytes] = []
+
+    def draw(self, logits: Any, history: Sequence[int] = (), allowed: bytes | None = None) -> int:
+        self.digests.append(blake2b(logits.tobytes(), digest_size=8).digest())
+        return super().draw(logits, history, allowed)
 
 
 def story(i: int) -> list[int]:
@@ -67,15 +70,15 @@ def story(i: int) -> list[int]:
 PROMPTS = [story(i) for i in range(max(CHOICES["batch"]))]
 
 
-def sampler(i: int) -> Sampler:
-    return Recorder(temperature=0.0 if i % 3 == 0 else 1.0, top_p=0.9, seed=i + 1)
+def sampler(i: int, kind: type[Sampler] = Recorder) -> Sampler:
+    return kind(temperature=0.0 if i % 3 == 0 else 1.0, top_p=0.9, seed=i + 1)
 
 
 def outcome(generation: Generation) -> tuple[list[int], list[bytes]]:
     """The tokens, and the digests of what they were drawn from."""
     tokens = generation.tokens
-    digests: list[bytes] = vars(generation._sampler)["digests"]
-    return tokens, list(digests)
+    assert isinstance(generation._sampler, Recording)
+    return tokens, list(generation._sampler.digests)
 
 
 class Guesser:
@@ -311,7 +314,8 @@ def test_random_histories(stories: Subject, events: list[tuple[str, int, Any]]) 
         elif name == "truncate":
             session.truncate(int(argument * session.position))
         elif name in ("generate", "cancel") and 0 < session.position < 470:
-            generation = session.generate(argument if name == "generate" else [], max_tokens=4, sampler=sampler(at))
+            prompt = argument if name == "generate" else []
+            generation = session.generate(prompt, max_tokens=9, sampler=sampler(at, Sampler))
             if name == "cancel":
                 for _ in zip(range(argument), generation, strict=False):
                     pass

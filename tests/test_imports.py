@@ -14,7 +14,11 @@ CSRC = ROOT / "csrc"
 PYLLM = ROOT / "pyllm"
 
 C_LAYERS = ["base", "quant", "kernels", "ops", "model", "api.c"]  # a layer may include itself and those before it
-C_BESIDE = {"sampler.c": {"base", "kernels"}, "text": {"base", "text"}}  # what stands beside the layers, and on what
+C_BESIDE = {  # what stands beside the layers, and on what
+    "sampler.c": {"base", "kernels"},
+    "generate.c": {"base", "model"},
+    "text": {"base", "text"},
+}
 C_BOUNDARY = {"pyllm.h", "pyllm_api.h"}  # declarations only, for everyone
 
 # What each Python module may import, by first name under pyllm; a folder's modules may import each other.
@@ -30,11 +34,12 @@ PY_MAY_IMPORT = {
     "_core": {"errors", "config", "machine", "_native"},
     "tokenizers": {"errors", "config", "machine", "logs", "formats", "_core"},
     "sampling": {"errors", "_core"},
+    "ahead": {"_core"},
     "generation": {"errors", "machine", "awaiting"},
     "batching": set(),
-    "speculation": set(),
+    "speculation": {"ahead"},
     "awaiting": set(),
-    "scheduler": {"errors", "_core"},
+    "scheduler": {"errors", "_core", "ahead"},
     "embedding": {"errors", "_core", "formats", "scheduler"},
     "adapters": {"errors", "config", "_core", "formats", "architectures", "loading"},
     "prefixes": {"_core"},
@@ -51,12 +56,13 @@ PY_MAY_IMPORT = {
 # Under TYPE_CHECKING: a name in an annotation, no import when running.
 PY_TYPES_ONLY = {
     "session": {"model"},
+    "ahead": {"sampling"},
     "awaiting": {"generation"},
     "batching": {"generation"},
     "speculation": {"session"},
     "hooks": {"generation"},
     "grammar": {"generation", "sampling", "tokenizers"},
-    "generation": {"tool_formats"},
+    "generation": {"ahead", "tool_formats"},
     "tool_formats": {"tokenizers"},
     "tools": {"model", "session"},
 }

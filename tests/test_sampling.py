@@ -109,7 +109,7 @@ def test_greedy_draws_no_random_number() -> None:
     state = Sampler(temperature=0, seed=42).start()
     for _ in range(3):
         state.draw(np.zeros(4, f32))
-    assert state._rng == 42
+    assert state.native.rng_state == 42
 
 
 # ---- options, one by one -------------------------------------------------------------------------------------------

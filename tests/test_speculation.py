@@ -12,7 +12,8 @@ import pytest
 from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
-from pyllm import Sampler, speculation
+from pyllm import Sampler
+from pyllm.ahead import SHORT_PASS
 from pyllm.speculation import LONGEST, LOSS, MEASURED, PromptLookup, Speculation
 
 VOCAB, CONTEXT = 300, 512
@@ -244,7 +245,7 @@ def test_drafts_that_are_right_but_too_slow_stop() -> None:
 
 
 def test_none_where_tokens_come_at_once_or_others_wait() -> None:
-    for plain, alone in ((speculation.TOO_SHORT / 2, True), (0.01, False)):
+    for plain, alone in ((SHORT_PASS / 2, True), (0.01, False)):
         clock = Clock(right=8, length=8, cost=0.1)
         clock.run(500, plain, alone)
         assert clock.drafts == 0

@@ -17,8 +17,7 @@ enum {
     ROWS = 8,        /* in a vector */
     CHAINS = 4,      /* k mod 4 */
     MAX_COLUMNS = 6, /* 12 sums, 2 weights, 1 activation: 15 of the 16 registers */
-    PIECE = 256,     /* k: at most 16 KiB of weights and 6 KiB of activations */
-    AHEAD = 4096     /* bytes from a load to its prefetch */
+    PIECE = 256      /* k: at most 16 KiB of weights and 6 KiB of activations */
 };
 
 typedef __m256 sums[MAX_COLUMNS][2]; /* (column, rows 0 to 7 and 8 to 15) */
@@ -65,19 +64,11 @@ PL_INLINE void store(int columns, sums sum[CHAINS], float *y, int64_t ldy, int a
 
 /* ---- one column ------------------------------------------------------------------------------------------------- */
 
-PL_INLINE void prefetch(pl_packing packing, const void *strip, int64_t k) {
-    const int bytes_per_k = PL_STRIP * bytes_of(packing);
-    PL_UNROLL for (int i = 0; i < CHAINS * bytes_per_k; i += 64) {
-        _mm_prefetch((const char *)strip + k * bytes_per_k + AHEAD + i, _MM_HINT_T0);
-    }
-}
-
 PL_INLINE void one_column(pl_packing packing, const void *strip, int64_t k, const float *x, float *y, int add) {
     sums sum[CHAINS];
     int64_t i = 0;
     PL_UNROLL for (int chain = 0; chain < CHAINS; chain++) clear(1, sum[chain]);
     for (; i + CHAINS <= k; i += CHAINS) {
-        prefetch(packing, strip, i);
         PL_UNROLL for (int chain = 0; chain < CHAINS; chain++) {
             step(packing, chain % 2, 1, strip, i + chain, x, 0, sum[chain]);
         }

@@ -243,17 +243,24 @@ PL_INLINE void put(float *y, __m256 sum, int add) {
     _mm256_storeu_ps(y, add ? _mm256_add_ps(_mm256_loadu_ps(y), sum) : sum);
 }
 
+/* Whether the hardware follows a tile by itself, and fetching would only get in its way: where that waits for every line
+ * of a stream of short blocks. Structs of eight blocks it loses, on some processors. */
+PL_INLINE int is_followed(pl_packing packing, int dots) {
+    return parts_of(packing) == 1 && (dots == 1 || (dots == 2 && bits_of(packing) % 4 == 0));
+}
+
 /* comes_first: before other tiles that read the strip, which then is in the cache. */
 PL_INLINE void tile(pl_packing packing, int planes, int columns, const void *strip, const pl_acts *acts, int64_t column,
                     int comes_first, float *out, int64_t ldy, int add) {
     const int parts = parts_of(packing);
     const int64_t bytes = struct_bytes(packing);
+    const int fetches = comes_first && !is_followed(packing, planes * columns);
     acts_block x = start(acts, column);
     sums y;
     PL_UNROLL for (int c = 0; c < columns; c++) y[c][0] = y[c][1] = _mm256_setzero_ps();
     for (const char *block = strip, *end = block + x.blocks / parts * bytes; block < end; block += bytes) {
         for (int j = 0; j < parts; j++, advance(planes, &x)) {
-            if (comes_first) prefetch(bytes / parts, block + j * (bytes / parts));
+            if (fetches) prefetch(bytes / parts, block + j * (bytes / parts));
             add_block(packing, planes, columns, block, j, &x, y);
         }
     }

@@ -29,12 +29,14 @@ PL_INLINE void add_products(pl_packing packing, int cols, const uint8_t *four, i
 
 PL_INLINE void tile(pl_packing packing, int cols, const uint8_t *strip, const float *f, int64_t ld, int64_t k,
                     int64_t ahead, float *y, int64_t ldy, int add) {
+    const int waits = cols <= 2 || packing == PL_PACK_F32;
     const float *base[2] = {f, cols > 3 ? f + 3 * ld : f};
     __m512 sum[MOST_COLUMNS][4];
+    if (ahead || cols > 3 || !waits) ahead = pl_distance(ahead, waits); /* the hardware follows the others by itself */
     PL_UNROLL
     for (int i = 0; i < cols * 4; i++) sum[i / 4][i % 4] = _mm512_setzero_ps();
     for (; k >= 4; k -= 4, strip += bytes_of_four(packing), base[0] += 4, base[1] += 4) {
-        pl_prefetch(strip, ahead, bytes_of_four(packing), cols <= 2 || packing == PL_PACK_F32);
+        if (ahead) pl_prefetch(strip, ahead, bytes_of_four(packing), waits);
         PL_UNROLL
         for (int j = 0; j < 4; j++) add_products(packing, cols, strip, j, base, ld, sum);
     }

@@ -153,9 +153,14 @@ typedef struct fetch {
 /* Whether a tile with so many dot products to a code waits for memory rather than for itself. */
 PL_INLINE int waits(shape t, int dots) { return dots == 1 || (dots == 2 && t.bits % 4 == 0 && blocks_of(t) == 1); }
 
+/* Whether the hardware follows a lone tile by itself, and fetching would only get in its way: where one waits for every
+ * line of a stream of short blocks. Structs of eight blocks it loses, on some processors. */
+PL_INLINE int is_followed(shape t, int dots) { return waits(t, dots) && blocks_of(t) == 1; }
+
 /* A lone tile runs ahead of itself. Of several that read the same strip the first would have to wait for memory, and
  * the others leave it idle: so each fetches its part of the strip that comes after. */
 PL_INLINE fetch fetch_of(shape t, int dots, const uint8_t *strip, const pl_acts *x, int64_t index, int64_t tiles) {
+    if (tiles == 1 && x->ahead == 0 && is_followed(t, dots)) return (fetch){strip, 1, INT64_MAX};
     if (tiles == 1) return (fetch){pl_ahead(strip, pl_distance(x->ahead, waits(t, dots))), 1, 0};
     return (fetch){pl_ahead(strip, strip_bytes(t, x) + index * block_bytes(t)), tiles, index};
 }

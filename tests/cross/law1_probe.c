@@ -546,21 +546,41 @@ static uint64_t eval(pl_model *model, pl_session *session, const int32_t *tokens
     return hash_floats(hash, logits, (int64_t)n * VOCAB);
 }
 
+enum { SEED = 42 };
+
+/* The text that comes where C goes on by itself after the prompt must be the same. */
+static void must_go_on_alike(pl_model *model, pl_session *session, pl_sampler *sampler, const int32_t *tokens) {
+    int32_t text[PROMPT + DECODED];
+    float logits[VOCAB];
+    pl_generation g = {.sampler = sampler, .text = text, .n_text = PROMPT, .most = DECODED, .seconds = 1e9};
+    g.logits = logits;
+    memcpy(text, tokens, PROMPT * sizeof *text);
+    must(pl_session_truncate(session, PROMPT - 1, &error));
+    pl_run last = {.session = session, .tokens = text + PROMPT - 1, .n = 1, .n_logits = 1, .logits = logits};
+    must(pl_eval(model, &last, 1, 1, NULL, NULL, &error));
+    sampler->rng = SEED;
+    pl_generate(session, &g, 1);
+    if (g.drawn == DECODED && memcmp(text, tokens, sizeof text) == 0) return;
+    fprintf(stderr, "pl_generate drew %d tokens, or others than pl_sample\n", (int)g.drawn);
+    exit(2);
+}
+
 /* A prompt at once, then sampled tokens one by one: logits, probabilities and draws. */
 static uint64_t hash_model(pl_model *model, uint64_t hash) {
-    const pl_sampling sampling = {.temperature = 0.8f, .top_p = 0.95f, .repetition_penalty = 1.1f};
     int32_t tokens[PROMPT + DECODED];
     float logits[PROMPT * VOCAB], work[2 * VOCAB + 16];
-    uint64_t rng = 42;
+    pl_sampler sampler = {
+        .sampling = {.temperature = 0.8f, .top_p = 0.95f, .repetition_penalty = 1.1f}, .work = work, .rng = SEED};
     pl_session *session;
     must(pl_session_new(model, 64, &session, &error));
     for (int i = 0; i < PROMPT; i++) tokens[i] = (int32_t)(random_bits() % VOCAB);
     hash = eval(model, session, tokens, PROMPT, logits, hash);
     const float *last = logits + (PROMPT - 1) * VOCAB;
     for (int32_t n = PROMPT; n < PROMPT + DECODED; n++, last = logits) {
-        must(pl_sample(&sampling, &rng, last, VOCAB, tokens, n, NULL, NULL, 0, NULL, work, &tokens[n], &error));
+        must(pl_sample(&sampler, last, VOCAB, tokens, n, NULL, &tokens[n], &error));
         hash = eval(model, session, tokens + n, 1, logits, hash);
     }
+    must_go_on_alike(model, session, &sampler, tokens);
     pl_session_free(session);
     return hash_bytes(hash, tokens, sizeof tokens);
 }
