@@ -390,6 +390,9 @@ typedef struct pl_generation {
 /* Draws a token, evaluates it, and so on. Where something fails it ends there: whoever goes on will meet it again. */
 void pl_generate(pl_session *session, pl_generation *generation, int32_t threads);
 
+/* Draws one token for each of n texts, from logits that a common pass gave. None where it fails. */
+void pl_draw(const pl_model *model, pl_generation *const *generations, int64_t n, int32_t threads);
+
 /* ---- words: where text is cut before pieces are merged ------------------------------------------------------------ */
 
 /* What one instruction of a word pattern does. TAKE and KEEP take characters of a set, at least `least` and at most

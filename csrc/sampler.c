@@ -54,22 +54,31 @@ static int32_t check_ids(const int32_t *ids, int64_t n, int64_t vocab, const cha
     return PL_OK;
 }
 
-enum { LANES = 16 };
+/* ---- searches ------------------------------------------------------------------------------------------------------ */
 
-/* The greatest value; *unordered: whether one is NaN. In lanes, which any compiler makes vectors of. */
-static float greatest(const float *x, int64_t n, int *unordered) {
-    float lane[LANES], best = -INFINITY;
-    int32_t nan[LANES] = {0};
-    for (int j = 0; j < LANES; j++) lane[j] = -INFINITY;
-    for (int64_t i = 0; i + LANES <= n; i += LANES) {
-        for (int j = 0; j < LANES; j++) {
-            lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-            nan[j] |= x[i + j] != x[i + j];
-        }
+/* Values looked at together. Without a branch between them any compiler makes vectors of the loop. */
+enum { TOGETHER = 32 };
+
+/* The end of the values from `i` on that are below `floor`, or nearly: it may be up to TOGETHER - 1 positions early. */
+static int64_t end_below(const float *x, int64_t i, int64_t n, float floor) {
+    for (; i + TOGETHER <= n; i += TOGETHER) {
+        int any = 0;
+        for (int j = 0; j < TOGETHER; j++) any |= x[i + j] >= floor;
+        if (any) break;
     }
-    for (int64_t i = n / LANES * LANES; i < n; i++) lane[0] = x[i] > lane[0] ? x[i] : lane[0], nan[0] |= x[i] != x[i];
-    *unordered = 0;
-    for (int j = 0; j < LANES; j++) best = lane[j] > best ? lane[j] : best, *unordered |= nan[j];
+    return i;
+}
+
+/* The greatest value; *unordered: whether one is NaN. */
+static float greatest(const float *x, int64_t n, int *unordered) {
+    float best = -INFINITY;
+    int nan = 0;
+#pragma omp simd reduction(max : best) reduction(| : nan)
+    for (int64_t i = 0; i < n; i++) {
+        best = x[i] > best ? x[i] : best;
+        nan |= x[i] != x[i];
+    }
+    *unordered = nan;
     return best;
 }
 
@@ -77,12 +86,12 @@ static float greatest(const float *x, int64_t n, int *unordered) {
 static int32_t find_best(const candidates *c, int64_t *best, pl_error *err) {
     int unordered;
     float value = greatest(c->value, c->n, &unordered);
-    *best = 0;
     if (unordered) {
-        while (!isnan(c->value[*best])) ++*best;
+        for (*best = 0; !isnan(c->value[*best]);) ++*best;
         return pl_fail(err, PL_INVALID, "logits contain NaN (token id %d)", (int)c->id[*best]);
     }
     if (value == -INFINITY) return pl_fail(err, PL_INVALID, "no token can be drawn: every logit is -inf");
+    *best = end_below(c->value, 0, c->n, value);
     while (c->value[*best] != value) ++*best;
     return PL_OK;
 }
@@ -161,7 +170,7 @@ static void pop(candidates *c, int worst, int64_t n) {
 /* Keeps the k best, best first. The heap holds the k best of those seen, and mostly the next one is none of them. */
 static void select_best(candidates *c, int64_t k) {
     heapify(c, 1, k);
-    for (int64_t i = k; i < c->n; i++) {
+    for (int64_t i = k; (i = end_below(c->value, i, c->n, c->value[0])) < c->n; i++) {
         if (!comes_before(c, i, 0)) continue;
         swap(c, i, 0);
         sift_down(c, 1, 0, k);
@@ -173,8 +182,13 @@ static void select_best(candidates *c, int64_t k) {
 /* Keeps those of at least `floor`, in their order. */
 static void keep_from(candidates *c, float floor) {
     int64_t kept = 0;
-    for (int64_t i = 0; i < c->n; i++)
-        if (c->value[i] >= floor) c->value[kept] = c->value[i], c->id[kept++] = c->id[i];
+    for (int64_t i = 0, end; i < c->n; i = end) {
+        i = end_below(c->value, i, c->n, floor);
+        end = i + TOGETHER < c->n ? i + TOGETHER : c->n;
+        for (; i < end; i++) {
+            if (c->value[i] >= floor) c->value[kept] = c->value[i], c->id[kept++] = c->id[i];
+        }
+    }
     c->n = kept;
 }
 
@@ -245,7 +259,7 @@ static int32_t choose(candidates *c, const pl_sampling *s, uint64_t *rng, int32_
     if (status) return status;
     *token = c->id[best];
     if (s->temperature == 0.0f) return PL_OK;
-    for (int64_t i = 0; i < c->n; i++) c->value[i] /= s->temperature;
+    for (int64_t i = 0; i < c->n && s->temperature != 1.0f; i++) c->value[i] /= s->temperature;
     *token = draw(c, s, random_f32(rng), best);
     return PL_OK;
 }

@@ -308,6 +308,10 @@ class NativeModel:
         check(status, err)
         return [rows for rows, *_ in held]
 
+    def draw(self, generations: Sequence[Any]) -> None:
+        """A token for each of several prepared `NativeGeneration`s."""
+        lib.pl_draw(self.pointer, ffi.new("pl_generation *[]", generations), len(generations), self.threads)
+
     def new_session(self, context_length: int) -> NativeSession:
         """An empty session for up to `context_length` positions."""
         err, out = _error(), ffi.new("pl_session **")
@@ -424,9 +428,13 @@ class NativeSession:
             run.hidden_layers, run.n_hidden, run.hidden = layers, len(part.layers), out
         return rows[: part.n_logits], held
 
-    def generate(self, sampler: NativeSampler, generation: Any) -> None:
-        """Fill a `pl_generation`, from the logits of the last pass on, which asked for one row."""
-        generation.sampler, generation.logits = sampler.pointer(self._model.vocab_size), self._run_logits
+    @property
+    def first_row(self) -> Any:
+        """Where the first row of logits is: a float[vocab]."""
+        return self._run_logits[0 : self._model.vocab_size]
+
+    def generate(self, generation: Any) -> None:
+        """Go on by itself, as a `NativeGeneration` that was prepared for it says."""
         lib.pl_generate(self.pointer, generation, self._model.threads)
 
     def kv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -564,17 +572,18 @@ class NativeGeneration:
         self._stop_ids = ffi.new("int32_t[]", list(stop_ids))
         self._native = ffi.new("pl_generation *", {"stop_ids": self._stop_ids, "n_stop": len(self._stop_ids)})
 
-    def run(self, session: NativeSession, history: Sequence[int], most: int, seconds: float) -> None:
-        """Draw up to `most` tokens, and for about so many seconds, from the logits of the session's last pass on.
+    def prepare(self, session: NativeSession, history: Sequence[int], most: int, seconds: float) -> Any:
+        """The C struct for up to `most` tokens, and about so many seconds, from the logits of the session's last pass.
 
-        `history`: ids that the penalties look at.
+        That asked for one row. `history`: ids that the penalties look at.
         """
         native = self._native
         self._text = np.empty(len(history) + most, np.int32)
         self._text[: len(history)] = history
         native.text, native.n_text, native.most = ffi.from_buffer("int32_t[]", self._text), len(history), most
-        native.seconds = seconds
-        session.generate(self._sampler, native)
+        native.seconds, native.logits = seconds, session.first_row
+        native.sampler = self._sampler.pointer(len(session.first_row))
+        return native
 
     @property
     def drawn(self) -> list[int]:

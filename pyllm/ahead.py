@@ -1,18 +1,19 @@
-"""`Ahead`: a text goes on in C for a moment, where the model is so small that Python takes longer than it does.
+"""`Ahead`: a text goes on in C for a moment, where Python would take longer or have only one thread for it.
 
-This changes no token: the same sampler draws from the same logits, in the same order. What it draws is taken into the
-text one by one, as always; where the text ends before, the rest is forgotten.
+A model so small that a call takes longer than a token evaluates some tokens by itself; where several texts share a
+pass, their next tokens are drawn at once. This changes no token: the same sampler draws from the same logits, in the
+same order. What it draws is taken into the text one by one, as always; where that ends before, the rest is forgotten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyllm._core import NativeGeneration
 
 if TYPE_CHECKING:
-    from pyllm._core import NativeSession
+    from pyllm._core import NativeModel, NativeSession
     from pyllm.sampling import SamplerState
 
 #: Seconds of a pass below which Python costs more than the pass: texts then go on in C, and nothing is drafted.
@@ -42,7 +43,15 @@ class Ahead:
     def run(self, session: NativeSession) -> None:
         """Draw and evaluate, from the logits of the session's last pass on."""
         if self._most > 1:  # one would only be drawn
-            self._native.run(session, self._sampler.relevant(self._text), self._most, LONGEST)
+            session.generate(self._prepared(session, self._most))
+
+    @staticmethod
+    def draw(model: NativeModel, those: Sequence[tuple[Ahead, NativeSession]]) -> None:
+        """Draw a token for each of several, on the model's threads, from the logits that a common pass gave them."""
+        model.draw([self._prepared(session, 1) for self, session in those])
+
+    def _prepared(self, session: NativeSession, most: int) -> Any:
+        return self._native.prepare(session, self._sampler.relevant(self._text), most, LONGEST)
 
     @property
     def drawn(self) -> list[int]:

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pyllm._core import Interrupted, Part
-from pyllm.ahead import SHORT_PASS
+from pyllm.ahead import SHORT_PASS, Ahead
 from pyllm.errors import OutOfMemoryError, PyllmError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pyllm._core import NativeModel, NativeSession
-    from pyllm.ahead import Ahead
 
     Rows = npt.NDArray[np.float32]
 
@@ -359,8 +358,7 @@ class Scheduler:
                 return
             self._model.eval([_part(seat, n) for seat, n in shares], stop)
             seconds, tokens = time.monotonic() - started, 0
-            if len(shares) == 1 and seconds < SHORT_PASS:
-                self._run_ahead(*shares[0])
+            self._go_ahead(shares, seconds)
             self._progress = time.monotonic()
             self._patience = min(PATIENCE * seconds, LONGEST_PATIENCE)
             for seat, n in shares:
@@ -377,10 +375,15 @@ class Scheduler:
         finally:
             now.over = True
 
-    def _run_ahead(self, seat: Seat, n: int) -> None:
-        """Let a sequence that nobody waits behind go on by itself for a moment."""
-        if seat.ahead and len(self._waiting) <= 1 and seat.at + n == len(seat.tokens):
-            seat.ahead.run(seat.session)
+    def _go_ahead(self, shares: Shares, seconds: float) -> None:
+        """Let those that are answered go on by themselves: by a token each, or a lone one that nobody waits behind for
+        a moment, where passes are short.
+        """
+        answered = [(seat.ahead, seat.session) for seat, n in shares if seat.ahead and seat.at + n == len(seat.tokens)]
+        if len(answered) > 1:
+            Ahead.draw(self._model, answered)
+        elif answered and seconds < SHORT_PASS and len(self._waiting) <= 1:
+            answered[0][0].run(answered[0][1])
 
     def _keep_pace(self, tokens: int, seconds: float) -> None:
         """Choose how many tokens a pass may have from now on, by what the last one took."""

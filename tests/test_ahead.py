@@ -169,6 +169,39 @@ def test_a_run_leaves_room_for_others(model: pyllm.Model, runs: list[int]) -> No
     assert set(runs) == {1}  # drawn when the time was over
 
 
+SAMPLERS = [
+    Sampler.greedy(),
+    FREE,
+    Sampler(temperature=0.8, top_p=0.9, seed=4),
+    Sampler(temperature=0, repetition_penalty=1.5),
+    Sampler(temperature=1.2, top_k=20, presence_penalty=0.5, seed=6),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_texts_of_one_pass_draw_at_once(path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On several threads, each as alone; but those that Python has to see draw there."""
+    draw, drawn = Ahead.draw, list[int]()
+
+    def draw_and_note(model: NativeModel, those: Any) -> None:
+        draw(model, those)
+        drawn.extend(len(one.drawn) for one, _ in those)
+
+    monkeypatch.setattr(Ahead, "draw", draw_and_note)
+    options: dict[str, Any] = {"max_tokens": 30, "seed": 3}
+    with pyllm.load(path, threads=threads, speculation=False) as model:
+        alone = [step_by_step(model, sampler=sampler, **options).tokens for sampler in SAMPLERS]
+        assert not drawn
+        batch = model.generate_batch([PROMPT] * len(SAMPLERS), sampler=SAMPLERS, **options)
+        assert [generation.tokens for generation in batch] == alone
+        assert set(drawn) == {1}
+        assert len(drawn) >= 29 * len(SAMPLERS) - 30 - 5  # the last one of a batch is alone for the rest of its text
+        drawn.clear()
+        batch = model.generate_batch([PROMPT] * 5, sampler=SAMPLERS, logprobs=True, **options)
+        assert [generation.tokens for generation in batch] == alone
+        assert not drawn
+
+
 def test_close_from_another_thread_ends_it_between_two_tokens(model: pyllm.Model) -> None:
     """At any moment, in the midst of a step or between two: never an error."""
     endless = Sampler(temperature=1.0, logit_bias=dict.fromkeys(model.stop_ids, -np.inf))
