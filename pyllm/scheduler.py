@@ -318,14 +318,15 @@ class Scheduler:
             return [(waiting[0], len(waiting[0].tokens) - waiting[0].at)]  # as mostly: the rest would come to the same
         shares: Shares = []
         room = min(CHUNK, self._chunk)
+        short = min(SHORT, room)
         for seat in waiting:
             left = len(seat.tokens) - seat.at
-            if left <= min(SHORT, room) and len(shares) < MOST_SEQUENCES:
+            if left <= min(short, room) and len(shares) < MOST_SEQUENCES:
                 shares.append((seat, left))
                 room -= left
-        long = [seat for seat in waiting if len(seat.tokens) - seat.at > SHORT][: MOST_SEQUENCES - len(shares)]
+        long = [seat for seat in waiting if len(seat.tokens) - seat.at > short][: MOST_SEQUENCES - len(shares)]
         room = min(room, CHUNK_IN_COMPANY) if shares or (long and self._in_company()) else room
-        each = max(room // len(long), SHORT) if long else 0
+        each = max(room // len(long), short) if long else 0
         for seat in long[: max(room // each, 1) if long else 0]:
             shares.append((seat, _piece(len(seat.tokens) - seat.at, each, seat.n_logits)))
         return shares

@@ -353,6 +353,16 @@ def test_passes_are_as_large_as_the_pace_allows(
     assert least <= max(size for (size,) in passes) <= most
 
 
+def test_a_pass_with_less_room_than_is_short(model: pyllm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the constants are: the first passes of a model, whose pace is not known, admit 64 tokens."""
+    monkeypatch.setattr(scheduler, "SHORT", 512)
+    model.scheduler._chunk = scheduler.MOST_SEQUENCES
+    prompts = [[(3 + i * k) % 60 for k in range(100)] for i in range(1, 4)]
+    batch = model.generate_batch(prompts, max_tokens=3, sampler=Sampler.greedy(), timeout=9)
+    assert [len(generation.tokens) for generation in batch] == [3, 3, 3]
+    assert all(generation.finish_reason == "length" for generation in batch)
+
+
 def test_prompts_are_read_in_turns(slow: pyllm.Model) -> None:
     """A prompt of thirty tokens is not kept waiting for one of six thousand."""
     long = np.random.default_rng(0).integers(3, 300, 6000).tolist()
