@@ -21,10 +21,10 @@ LONGEST = 16
 LOSS = 0.02
 #: Passes without a draft that are measured before the first one.
 MEASURED = 3
-#: Tokens that must be equal for a place in the text to be one to copy from.
-SAME = 3
-#: Tokens that must then have come as foreseen before the next are drafted; and so many where copying went well before.
-TRUSTED, TRUSTED_AGAIN = 4, 2
+#: Tokens that must be equal for a place in the text to be one to copy from; and that are copied from it, at most.
+SAME, MOST_COPIED = 3, 8
+#: How likely a copied token must be: about what one more costs, in parts of a pass.
+LIKELY = 0.4
 
 
 class Drafter(Protocol):
@@ -82,7 +82,7 @@ class Speculation:
 class PromptLookup:
     """Foresees that a text goes on as it did where it last read the same. For quotations, edits, and anything copied.
 
-    Drafts begin when some tokens in a row came as foreseen, and grow as more do.
+    How likely that is it learns from the text: it depends on how many tokens in a row came as foreseen.
     """
 
     def __init__(self) -> None:
@@ -90,30 +90,47 @@ class PromptLookup:
         self._read = 0
         self._source: int | None = None  # the place of the token that is foreseen
         self._right = 0  # tokens in a row that came as foreseen
-        self._enough = TRUSTED  # of them for a draft
+        # By that number: how often the next one did too, of how many. At first Laplace's rule of succession.
+        self._seen = [[n + 1, n + 2] for n in range(MOST_COPIED + 1)]
 
     def propose(self, text: Sequence[int], poll: Callable[[], bool]) -> Sequence[int]:
         """What followed the place that the text is like now."""
         self._read_on(text)
-        if self._source is None or self._right < self._enough:
+        if self._source is None:
             return ()
         period = len(text) - self._source  # beyond its own end the text is taken to go on as periodic
-        return [text[self._source + i % period] for i in range(min(TRUSTED + self._right // 2, LONGEST))]
+        return [text[self._source + i % period] for i in range(self._worthwhile())]
+
+    def _worthwhile(self) -> int:
+        """How many tokens are likely enough to come all."""
+        n, likely = 0, 1.0
+        while n < MOST_COPIED:
+            came, of = self._seen[min(self._right + n, MOST_COPIED)]
+            likely *= came / of
+            if likely < LIKELY:
+                break
+            n += 1
+        return n
 
     def _read_on(self, text: Sequence[int]) -> None:
         for at in range(self._read, len(text)):
-            if self._source is not None and text[self._source] == text[at]:
-                self._source, self._right = self._source + 1, self._right + 1
-            else:
-                if self._right >= self._enough:
-                    self._enough = TRUSTED_AGAIN if self._right >= 2 * TRUSTED else TRUSTED
-                self._source, self._right = None, 0
+            if self._source is not None:
+                self._compare(text[self._source] == text[at])
             if at + 1 >= SAME:
                 last = tuple(text[at + 1 - SAME : at + 1])
                 if self._source is None:
                     self._source = self._places.get(last)
                 self._places[last] = at + 1
         self._read = len(text)
+
+    def _compare(self, came: bool) -> None:
+        seen = self._seen[min(self._right, MOST_COPIED)]
+        seen[0] += came
+        seen[1] += 1
+        if came and self._source is not None:
+            self._source, self._right = self._source + 1, self._right + 1
+        else:
+            self._source, self._right = None, 0
 
 
 class SmallerModel:

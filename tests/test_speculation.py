@@ -14,7 +14,7 @@ from tinygguf import Q8_0, Shape, tiny_llama
 import pyllm
 from pyllm import Sampler
 from pyllm.ahead import SHORT_PASS
-from pyllm.speculation import LONGEST, LOSS, MEASURED, PromptLookup, Speculation
+from pyllm.speculation import LONGEST, LOSS, MEASURED, MOST_COPIED, PromptLookup, Speculation
 
 VOCAB, CONTEXT = 300, 512
 PROMPT: list[int] = np.random.default_rng(0).integers(3, VOCAB, 40).tolist()
@@ -171,22 +171,36 @@ def test_off_means_off(model: pyllm.Model, path: Path) -> None:
 
 
 def test_lookup_copies_what_repeats() -> None:
-    """After a few tokens that came as foreseen, more and more of what followed."""
+    """As soon as three tokens are the same; the more of them came as foreseen, the more of what followed."""
     lookup, source = PromptLookup(), list(range(100, 200))
     lengths = []
     for n in range(30):
         draft = list(lookup.propose([*source, 1, 2, *source[:n]], never))
         assert draft == source[n : n + len(draft)]
         lengths.append(len(draft))
-    assert lengths[:7] == [0] * 7
-    assert lengths[7] >= 4
-    assert lengths[-1] == LONGEST
+    assert lengths[:4] == [0, 0, 0, 1]
+    assert lengths[-1] == MOST_COPIED
     assert lengths == sorted(lengths)
+
+
+def test_lookup_learns_from_the_text() -> None:
+    """Where what begins alike never goes on alike, it stops drafting, and begins again when it does."""
+    lookup, text = PromptLookup(), [1, 2, 3]
+    drafted = []
+    for new in range(100, 130):
+        text += [new, 1, 2, 3]
+        drafted.append(len(lookup.propose(text, never)))
+    assert drafted[0] == 1
+    assert not any(drafted[1:])
+    for _ in range(60):
+        text += [7, 8, 9, 1, 2, 3]
+        drafted.append(len(lookup.propose(text, never)))
+    assert drafted[-1] == MOST_COPIED
 
 
 def test_lookup_goes_round_in_circles() -> None:
     lookup, circle = PromptLookup(), [5, 6, 7, 8]
-    draft = lookup.propose(circle * 6, never)
+    draft = lookup.propose(circle * 16, never)
     assert draft == (circle * 10)[: len(draft)]
     assert len(draft) > len(circle)
 
