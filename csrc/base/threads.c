@@ -206,9 +206,9 @@ static struct {
     bool brief;                                     /* the last region that was judged */
 } company = {.alone = {.mean = 1}, .asleep = true}; /* guarded by `turn` */
 
-/* Seconds: what is brief, what is seen before it is judged, what is remembered, and how long work goes on alone: twice as long after
- * each try that fails, and ten times as long as the try, so that tries cost next to nothing. */
-static const double brief = 200e-6, judged = 0.01, remembered = 0.1, shortest_alone = 0.05, longest_alone = 2.0;
+/* Seconds: what is brief, what is seen before it is judged, what is remembered, and how long work goes on alone: twice
+ * as long after each try that fails, and ten times as long as the try, so that tries cost next to nothing. */
+static const double brief = 200e-6, judged = 0.01, remembered = 0.04, shortest_alone = 0.05, longest_alone = 2.0;
 
 /* How much faster together must be: its CPU time is a little dearer, since caches and memory are shared. */
 static const double worthwhile = 1.15;
