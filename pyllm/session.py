@@ -498,8 +498,8 @@ class Session:
             return None
         if asked.guess:
             self._guess = Guess(len(self._tokens), asked.guess, seat.rows)
-        elif seat.ahead:
-            self._guess = Guess(len(self._tokens), seat.ahead.drawn)
+        elif seat.ahead and (drawn := seat.ahead.drawn):
+            self._guess = Guess(len(self._tokens), drawn)
         logits: Logits = seat.rows[0]
         return logits
 
