@@ -213,10 +213,13 @@ def pairs(combination: tuple[Any, ...]) -> set[Any]:
 
 
 def combinations(seed: int) -> list[tuple[Any, ...]]:
-    """All of them, or about as few as it takes for every pair of choices to occur, and some more."""
+    """All of them, or enough for every pair of choices to occur."""
+    return list(itertools.product(*CHOICES.values())) if SOAK else pairwise(seed)
+
+
+def pairwise(seed: int) -> list[tuple[Any, ...]]:
+    """About as few as it takes for every pair of choices to occur, and some more."""
     every = list(itertools.product(*CHOICES.values()))
-    if SOAK:
-        return every
     random.Random(seed).shuffle(every)
     chosen, seen, left = [], set[Any](), pairs_of(every)
     while not left <= seen:
@@ -278,6 +281,15 @@ def large(smollm2: Path) -> Iterator[Subject]:
 def test_smollm2(large: Subject, tmp_path: Path, way: str) -> None:
     """A larger model with f16 keys and values: every way, with drafts, three at once on two threads."""
     large.check(2, 64, 3, way, True, tmp_path)
+
+
+@pytest.mark.skipif(not SOAK, reason="takes minutes: PYLLM_SOAK=1")
+@pytest.mark.parametrize("isa", [name for name in _core.isa_names() if name != "scalar"])
+def test_smollm2_in_pairs_of_choices(large: Subject, tmp_path: Path, isa: str) -> None:
+    """Of everything that the small model is tried with, at each level that is quick enough."""
+    with kernel_level(isa):
+        for combination in pairwise(len(isa)):
+            large.check(*combination, tmp_path)
 
 
 # ---- random histories ------------------------------------------------------------------------------------------------
