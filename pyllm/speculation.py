@@ -115,22 +115,16 @@ class PromptLookup:
     def _read_on(self, text: Sequence[int]) -> None:
         for at in range(self._read, len(text)):
             if self._source is not None:
-                self._compare(text[self._source] == text[at])
+                came, seen = text[self._source] == text[at], self._seen[min(self._right, MOST_COPIED)]
+                seen[0] += came
+                seen[1] += 1
+                self._source, self._right = (self._source + 1, self._right + 1) if came else (None, 0)
             if at + 1 >= SAME:
                 last = tuple(text[at + 1 - SAME : at + 1])
                 if self._source is None:
                     self._source = self._places.get(last)
                 self._places[last] = at + 1
         self._read = len(text)
-
-    def _compare(self, came: bool) -> None:
-        seen = self._seen[min(self._right, MOST_COPIED)]
-        seen[0] += came
-        seen[1] += 1
-        if came and self._source is not None:
-            self._source, self._right = self._source + 1, self._right + 1
-        else:
-            self._source, self._right = None, 0
 
 
 class SmallerModel:

@@ -45,7 +45,7 @@ class Recorder(Sampler):
     """A sampler that keeps a digest of the logits at each step."""
 
     def start(self, seed: int | None = None) -> SamplerState:
-        return Recording(self, self.seed or 0)
+        return Recording(self, (self.seed or 0) if seed is None else seed)
 
 
 class Recording(SamplerState):
