@@ -375,7 +375,8 @@ int32_t pl_sample(pl_sampler *sampler, const float *logits, int64_t vocab, const
 
 /* ---- generation ------------------------------------------------------------------------------------------------- */
 
-/* A text that goes on by itself: for models so small that calls for each token would take longer than the token. */
+/* A text that goes on by itself: where calls for each token would take longer than the token, and where several that
+ * shared a pass are to draw at once. */
 typedef struct pl_generation {
     pl_sampler *sampler;
     const int32_t *stop_ids; /* (n_stop): behind one of these nothing is drawn */

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from pyllm import _core
+from pyllm import _core, architectures
 from pyllm.architectures import Binding
+from pyllm.config import ModelConfig
 from pyllm.errors import ModelFormatError
 from pyllm.formats.checkpoint import Checkpoint, TensorSpec
 from pyllm.formats.weight_types import F32, FLOATS, MXFP4, WEIGHT_TYPES, fitting_type
 from pyllm.progress import Progress, reporting
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def bind_all(
@@ -28,22 +30,33 @@ def bind_all(
 ) -> None:
     """Pack every tensor into the model's memory, in the order of the file, and let its pages go."""
     bindings = sorted(bindings, key=lambda b: (b.tensor.part, b.tensor.offset))
-    total, done = sum(map(_share, bindings)), 0
+    total, done = sum(map(share, bindings)), 0
     with reporting(progress, f"loading {checkpoint.path.name}") as report:
         for b, following in zip(bindings, [*bindings[1:], None], strict=True):
             type_id, data = _as(dtype, checkpoint, b, *stored(checkpoint, b), native.threads)
             native.bind(b.slot, b.layer, type_id, b.rows, b.cols, data, b.tensor.group, b.expert)
             if following is None or following.tensor is not b.tensor:
                 forget(checkpoint, b.tensor)
-            done += _share(b)
+            done += share(b)
             report(done, total)
     native.finish()
 
 
-def dequantized(checkpoint: Checkpoint, b: Binding) -> np.ndarray[Any, np.dtype[np.float32]]:
+def reader(checkpoint: Checkpoint, config: ModelConfig) -> Callable[[str, int], Floats | None]:
+    """Dequantises the tensor of a slot and layer when it is called: float32 (rows, cols), None where there is none."""
+    bindings = {(b.slot, b.layer): b for b in architectures.bindings(checkpoint, config)}
+
+    def read(slot: str, layer: int) -> Floats | None:
+        b = bindings.get((slot, layer))
+        return None if b is None else dequantized(checkpoint, b)
+
+    return read
+
+
+def dequantized(checkpoint: Checkpoint, b: Binding) -> Floats:
     """What a slot holds, float32 (rows, cols)."""
     type_id, data = stored(checkpoint, b)
-    values: np.ndarray[Any, np.dtype[np.float32]] = _core.dequantize(type_id, b.rows, b.cols, data, b.tensor.group)
+    values: Floats = _core.dequantize(type_id, b.rows, b.cols, data, b.tensor.group)
     return values
 
 
@@ -73,7 +86,7 @@ def stored(checkpoint: Checkpoint, b: Binding) -> tuple[int, Any]:
     return type_id, data
 
 
-def _share(b: Binding) -> int:
+def share(b: Binding) -> int:
     """Bytes of the file that go into a slot."""
     return b.tensor.nbytes * b.rows * b.cols // math.prod(b.tensor.shape)
 

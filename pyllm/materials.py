@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 class Material:
     """A tensor that the file will hold: `rows` gives all its rows, share by share, and lets them go again.
 
-    `type_id`: its type if it is kept. `nbytes`: its share of all that is to be done.
+    `type_id`: its type if it is kept. `nbytes`: what it takes in the source.
     """
 
     name: str
@@ -139,7 +139,7 @@ def _assembled(checkpoint: Checkpoint, config: ModelConfig, planned: Planned) ->
         for spec in {part.tensor for part in planned.parts}:
             loading.forget(checkpoint, spec)
 
-    first, nbytes = planned.parts[0], sum(part.rows * part.cols for part in planned.parts)
+    first, nbytes = planned.parts[0], sum(map(loading.share, planned.parts))
     kept = F32 if exact else MXFP4 if first.scales else first.tensor.type_id
     return Material(planned.name, planned.shape, kept, nbytes, rows)
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyllm import _core, formats, model
+from pyllm import _core, architectures, formats, model
 from pyllm.errors import ModelFormatError, UnsupportedModelError
 from pyllm.formats.checkpoint import Checkpoint
 from pyllm.formats.gguf_writer import UINT32, Outline, encode, write_gguf
+from pyllm.formats.llama2c_writer import export_llama2c
 from pyllm.formats.weight_types import WEIGHT_TYPES, is_runnable, type_name
+from pyllm.loading import reader
 from pyllm.machine import available_threads
 from pyllm.materials import Material, contents
 from pyllm.progress import Progress, reporting
@@ -57,7 +59,8 @@ def quantize(
     "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "iq4_nl"), "copy" (each tensor as it is, also of a model in
     several files or in a folder), or a llama2.c file ("llama2c-v0", "-v1", "-v2"). The head is better than the rest;
     where rows are no whole blocks the next type that fits is taken. `threads`: None means as many as this process may
-    use; the file does not depend on it. `tokenizer`: for a source that holds none. `progress`: a callable (done, total)
+    use; the file does not depend on it. `tokenizer`: for a source that holds none; not for llama2.c files, which hold
+    none either. `progress`: a callable (done, total)
     in bytes, or True for a bar on a terminal.
 
     Raises `ModelFormatError` for a damaged file or weights that are not finite, `UnsupportedModelError` for weights, a
@@ -67,15 +70,16 @@ def quantize(
         raise ValueError(f"type must be one of {', '.join(TYPES)}, not {type!r}")
     path = model.find(source, progress)
     _refuse_target(Path(target), path)
-    if type in LLAMA2C:
-        with model.load(path, threads=threads, progress=progress) as loaded:
-            loaded.export(target, version=LLAMA2C[type])
-        return _summary(Path(target), path)
+    if type in LLAMA2C and tokenizer is not None:
+        raise ValueError("a llama2.c file holds no tokenizer: there is nothing to do with tokenizer=")
     threads = available_threads() if threads is None else threads
     checkpoint = formats.open_checkpoint(path)
     try:
-        metadata, materials = contents(checkpoint, tokenizer)
-        _write(Path(target), checkpoint, metadata, materials, RECIPES.get(type), threads, progress)
+        if type in LLAMA2C:
+            _export(target, checkpoint, LLAMA2C[type], progress)
+        else:
+            metadata, materials = contents(checkpoint, tokenizer)
+            _write(Path(target), checkpoint, metadata, materials, RECIPES.get(type), threads, progress)
     finally:
         checkpoint.close()
     return _summary(Path(target), path)
@@ -104,6 +108,14 @@ def _summary(target: Path, source: Path) -> Quantized:
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _export(
+    target: str | os.PathLike[str], checkpoint: Checkpoint, version: int, progress: Progress | bool | None
+) -> None:
+    config = architectures.describe(checkpoint)
+    with reporting(progress, f"writing {os.path.basename(target)}") as report:
+        export_llama2c(target, config, reader(checkpoint, config), version=version, progress=report)
 
 
 def _write(

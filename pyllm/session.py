@@ -714,7 +714,7 @@ def _hooked(model: Model, sampler: SamplerState, options: Options) -> Draw:
 
 def _write_file(path: Path, *parts: bytes) -> None:
     """prefix, JSON header, tokens, state."""
-    from pyllm.formats.export import replacing
+    from pyllm.formats.replacing import replacing
 
     crc = 0
     for part in parts:

@@ -126,7 +126,9 @@ def test_rows_are_quantised_where_they_will_lie(tmp_path: Path) -> None:
     shapes = {name: tuple(sizes.get(n, n) for n in shape) for name, shape in shapes.items()}
     folder = tinyfolder.write_folder(tmp_path / "wide", config, shapes)
     for target, type_ in (("a.gguf", "copy"), ("b.gguf", "q8_0")):
-        pyllm.quantize(folder, tmp_path / target, type_)
+        seen: list[tuple[int, int]] = []
+        pyllm.quantize(folder, tmp_path / target, type_, progress=lambda *done, seen=seen: seen.append(done))
+        assert seen[-1][0] == seen[-1][1] == sum(spec.nbytes for spec in open_checkpoint(folder).tensors.values())
     pyllm.quantize(tmp_path / "a.gguf", tmp_path / "c.gguf", "q8_0")
     b, c = open_checkpoint(tmp_path / "b.gguf"), open_checkpoint(tmp_path / "c.gguf")
     assert all(bytes(b.view(b.tensors[name])) == bytes(c.view(c.tensors[name])) for name in b.tensors)

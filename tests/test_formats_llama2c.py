@@ -16,7 +16,7 @@ from pyllm import architectures
 from pyllm.config import ModelConfig
 from pyllm.errors import ClosedError, ModelFormatError, UnsupportedModelError
 from pyllm.formats import Checkpoint, open_checkpoint, parse
-from pyllm.formats.export import TensorSource, export_llama2c, quantize_groups, write_tokenizer_bin
+from pyllm.formats.llama2c_writer import TensorSource, export_llama2c, quantize_groups, write_tokenizer_bin
 from pyllm.formats.weight_types import F32, LLAMA2C_Q8
 
 Array = np.ndarray[Any, np.dtype[Any]]

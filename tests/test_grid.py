@@ -2,8 +2,9 @@
 
 Threads, chunks of the prompt, sequences at once, where the session comes from, drafts, kernel levels: all of it against
 each text alone, read in one piece, by the scalar kernels, on one thread, with nothing kept from before.
-`PYLLM_SOAK=1` tries every combination; otherwise enough at random for every pair of choices to occur. On busy cores
-threads may be left out here; test_law1.py insists on them.
+`PYLLM_SOAK=1` tries every combination on the small model, `PYLLM_SOAK=whole` on SmolLM2 too (about 80 minutes on two
+cores); otherwise enough at random for every pair of choices to occur. On busy cores threads may be left out here;
+test_law1.py insists on them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pyllm.sampling import SamplerState
 from pyllm.speculation import Speculation
 
 SOAK = bool(os.environ.get("PYLLM_SOAK"))
+WHOLE = os.environ.get("PYLLM_SOAK") == "whole"
 MORE = 60  # combinations beside those
 TOKENS = 5  # generated for each text
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -283,12 +285,12 @@ def test_smollm2(large: Subject, tmp_path: Path, way: str) -> None:
     large.check(2, 64, 3, way, True, tmp_path)
 
 
-@pytest.mark.skipif(not SOAK, reason="takes minutes: PYLLM_SOAK=1")
-@pytest.mark.parametrize("isa", [name for name in _core.isa_names() if name != "scalar"])
-def test_smollm2_in_pairs_of_choices(large: Subject, tmp_path: Path, isa: str) -> None:
-    """Of everything that the small model is tried with, at each level that is quick enough."""
+@pytest.mark.skipif(not SOAK, reason="takes minutes: PYLLM_SOAK=1, or an hour: PYLLM_SOAK=whole")
+@pytest.mark.parametrize("isa", [name for name in _core.isa_names() if WHOLE or name != "scalar"])
+def test_smollm2_as_the_small_one(large: Subject, tmp_path: Path, isa: str) -> None:
+    """Every pair of choices at each level that is quick enough, or every combination at all levels."""
     with kernel_level(isa):
-        for combination in pairwise(len(isa)):
+        for combination in combinations(len(isa)) if WHOLE else pairwise(len(isa)):
             large.check(*combination, tmp_path)
 
 

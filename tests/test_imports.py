@@ -72,7 +72,8 @@ PY_MAY_IMPORT |= {
     "loading": FOUNDATION | {"_core", "formats", "architectures"},
     "model": PY_FACADE | {"session", "loading"},
     "materials": FOUNDATION | {"formats", "architectures", "tokenizers", "loading", "recipes"},
-    "quantizing": FOUNDATION | {"_core", "formats", "tokenizers", "recipes", "model", "materials"},
+    "quantizing": FOUNDATION
+    | {"_core", "formats", "architectures", "tokenizers", "recipes", "loading", "model", "materials"},
     "__init__": PY_FACADE | {"session", "model", "quantizing"},
     "perplexity": FOUNDATION | {"model"},
     "probes": {"_core"},

@@ -225,7 +225,9 @@ def test_llama2c_becomes_gguf(stories260k: Path, tok512: Path, tmp_path: Path) -
 def test_gguf_becomes_llama2c(folder: Path, version: int) -> None:
     source = tiny_llama(folder / "small.gguf", F32, Shape())
     target = folder / "small.bin"
-    result = pyllm.quantize(source, target, f"llama2c-v{version}")
+    seen: list[tuple[int, int]] = []
+    result = pyllm.quantize(source, target, f"llama2c-v{version}", progress=lambda *done: seen.append(done))
+    assert seen[-1] == (result.nbytes, result.nbytes)
     assert result.tensors.keys() == ({"F32", "LLAMA2C_Q8"} if version == 2 else {"F32"})
     with pyllm.load(source) as model:
         model.export(folder / "expected.bin", version=version)
@@ -384,6 +386,8 @@ def test_errors(wide: Path, tmp_path: Path) -> None:
         pyllm.quantize(wide, tmp_path / "a", "q9")
     with pytest.raises(ValueError, match="a tokenizer of its own"):
         pyllm.quantize(wide, tmp_path / "a", "q8_0", tokenizer="x")
+    with pytest.raises(ValueError, match="holds no tokenizer: there is nothing to do"):
+        pyllm.quantize(wide, tmp_path / "a", "llama2c-v0", tokenizer="x")
     unreadable = {"blk.0.a.weight": (9, (2, 32), bytes(72))}
     source = tinygguf.write_gguf(tmp_path / "u.gguf", {"general.architecture": "other"}, unreadable)
     with pytest.raises(UnsupportedModelError, match="weight type Q8_1, which cannot be read"):

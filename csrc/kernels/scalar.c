@@ -154,10 +154,10 @@ static void open_q2k(const void *strip, int64_t block, int row, row_block *out) 
     }
 }
 
-/* sum of code * a over k in [begin, end) of a block, q (planes, 32); at most 32 * 128 * 32767 < 2^31. */
-static int32_t dot(const int16_t *code, const int8_t *q, int32_t planes, int begin, int end) {
+/* sum of code * q over n values: a loop that compilers turn into the vector instructions of any CPU. */
+static int32_t dot(const int16_t *code, const int8_t *q, int n) {
     int32_t sum = 0;
-    for (int j = begin; j < end; j++) sum += code[j] * (planes == 2 ? 256 * q[j] + q[PL_BLOCK + j] : q[j]);
+    for (int j = 0; j < n; j++) sum += code[j] * q[j];
     return sum;
 }
 
@@ -167,8 +167,10 @@ static float add_block(const row_block *w, int steps, int has_minimum, const pl_
                        float sum) {
     const int8_t *q = x->q + column * x->ldq + b * x->planes * PL_BLOCK;
     const pl_act_block *a = &x->blocks[column * (x->k / PL_BLOCK) + b];
+    int n = PL_BLOCK / steps;
     for (int s = 0; s < steps; s++) {
-        int32_t exact = dot(w->code, q, x->planes, s * 16, s == steps - 1 ? 32 : 16);
+        int32_t exact = dot(w->code + s * n, q + s * n, n); /* at most 32 * 128 * 32767 < 2^31 */
+        if (x->planes == 2) exact = 256 * exact + dot(w->code + s * n, q + PL_BLOCK + s * n, n);
         float offset = steps == 1 ? a->offset : a->scale * (float)-a->minus_half[s];
         sum = fmaf((float)exact, w->scale[s] * a->scale, sum);
         if (has_minimum) sum = fmaf(w->minimum[s], offset, sum);

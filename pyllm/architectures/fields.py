@@ -145,7 +145,7 @@ def checked(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
 
 
 def _flaw(c: ModelConfig) -> str | None:
-    """The first thing that cannot be, in words, or None. Mirrors what `pl_model_new` accepts."""
+    """The first thing that cannot be, in words, or None. What is merely too large `pl_model_new` refuses."""
     sizes = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "context_length")
     for name in sizes:
         if not 1 <= getattr(c, name) <= MAX_INT32:

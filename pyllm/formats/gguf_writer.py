@@ -1,6 +1,6 @@
 """Writes GGUF files, version 3: metadata as encoded values, tensors one after another as their bytes come.
 
-Files appear whole or not at all (`export.replacing`), and memory stays at one piece of one tensor.
+Files appear whole or not at all (`replacing`), and memory stays at one piece of one tensor.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyllm.formats.export import replacing
 from pyllm.formats.gguf import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAGIC, STRING
+from pyllm.formats.replacing import replacing
 from pyllm.formats.weight_types import WEIGHT_TYPES
 
 VERSION = 3

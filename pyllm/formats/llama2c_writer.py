@@ -1,17 +1,14 @@
 """Writes llama2.c files: models in versions 0, 1 and 2, and `tokenizer.bin`, byte for byte as the original does.
 
 Tensors are asked for one at a time, so memory stays at one tensor however large the model is. Files appear whole or
-not at all: they are written beside their place and moved into it, since someone may have the old one mapped.
+not at all.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +17,7 @@ import numpy as np
 from pyllm.config import ModelConfig
 from pyllm.errors import UnsupportedModelError
 from pyllm.formats.llama2c import QUANTIZED, Header, has_default_constants, layout, pack_header
+from pyllm.formats.replacing import replacing
 from pyllm.logs import logger
 
 log = logger(__name__)
@@ -41,12 +39,14 @@ def export_llama2c(
     *,
     version: int = 0,
     group_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Header:
     """Writes a model as a llama2.c file of version 0 (fp32, for run.c), 1 (fp32) or 2 (int8, for runq.c).
 
     `group_size` (version 2) is halved until it divides dim and hidden_dim, because runq.c drops the rest of a group;
     what was used is in the returned header. Query and key rows are brought into the file's order where the model has
-    another. Raises `UnsupportedModelError` for a model that the format cannot say.
+    another. `progress`: called with (done, total) bytes of the file. Raises `UnsupportedModelError` for a model that
+    the format cannot say.
     """
     if version not in (0, 1, 2):
         raise ValueError(f"version is {version}, expected 0, 1 or 2")
@@ -56,8 +56,11 @@ def export_llama2c(
     header = _header(config, version, group_size, shared=tensors("head", 0) is None)
     with replacing(Path(path)) as file:
         file.write(pack_header(header))
-        for entry in layout(header):
+        entries = list(layout(header))
+        for entry in entries:
             _write_tensor(file, header, entry.kind, _values(config, tensors, header, entry.kind, entry.layer))
+            if progress is not None:
+                progress(entry.offset + entry.nbytes, entries[-1].offset + entries[-1].nbytes)
     return header
 
 
@@ -72,40 +75,6 @@ def write_tokenizer_bin(path: str | os.PathLike[str], pieces: Sequence[bytes], s
         file.write(struct.pack("<I", max(map(len, pieces), default=0)))
         for piece, score in zip(pieces, scores, strict=True):
             file.write(struct.pack("<fI", score, len(piece)) + piece)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well, and vanishes when it does not.
-
-    A link is followed. Raises `OSError` before anything is written where no file can be put: in a folder that is not
-    there, or in place of a folder, a device or a pipe.
-    """
-    path = Path(os.path.realpath(path))
-    _refuse_place(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # the new name must not reach the disk before what it stands for
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _refuse_place(path: Path) -> None:
-    """Moving a file onto it would fail at the end of all work, or destroy what is no file."""
-    code = 0
-    if path.is_dir():
-        code = errno.EISDIR
-    elif path.exists() and not path.is_file():
-        code = errno.EINVAL
-    elif not path.parent.is_dir():
-        code = errno.ENOENT
-    if code:
-        raise OSError(code, os.strerror(code), str(path))
 
 
 def _refuse_inexpressible(config: ModelConfig, tensors: TensorSource, version: int) -> None:
