@@ -7,8 +7,10 @@ are not locked; `Session` holds the lock that one timeline needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 import numpy as np
 
@@ -227,6 +229,14 @@ def _fields(struct: str, config: object) -> dict[str, int | float]:
     }
 
 
+class Reserve(Protocol):
+    """Something that holds pages which it can do without."""
+
+    def make_room(self) -> bool:
+        """Give some of them back; whether there were any."""
+        ...
+
+
 class NativeModel:
     """A `pl_model`. Frozen after `finish()`: any number of threads may use it at once."""
 
@@ -238,6 +248,7 @@ class NativeModel:
         err, out = _error(), ffi.new("pl_model **")
         check(lib.pl_model_new(native, layers, out, err), err)
         self._pointer = ffi.gc(out[0], lib.pl_model_release)
+        self.reserves: WeakSet[Reserve] = WeakSet()  # asked where memory for keys and values is not to be had
         self.threads = threads
         self.vocab_size, self.dim, self.n_layers = config.vocab_size, config.dim, config.n_layers
         self.n_kv_heads, self.head_dim = config.n_kv_heads, config.head_dim
@@ -302,11 +313,22 @@ class NativeModel:
         held = [part.session.fill(run, part) for run, part in zip(runs, parts, strict=True)]
         asked = _Poll(poll) if poll else None
         handle, callback = (ffi.new_handle(asked), lib.pyllm_poll) if asked else (ffi.NULL, ffi.NULL)
-        status = lib.pl_eval(self.pointer, runs, len(parts), self.threads, callback, handle, err)
-        if asked and asked.raised is not None:
-            raise asked.raised
-        check(status, err)
+
+        def attempt() -> int:
+            status: int = lib.pl_eval(self.pointer, runs, len(parts), self.threads, callback, handle, err)
+            if asked and asked.raised is not None:
+                raise asked.raised
+            return status
+
+        self.check_with_room(attempt, err)
         return [rows for rows, *_ in held]
+
+    def check_with_room(self, attempt: Callable[[], int], err: Any) -> None:
+        """Make a call that may need pages, again as long as some are freed for it; raise what it has to say."""
+        status = attempt()
+        while status == lib.PL_MEMORY and any(reserve.make_room() for reserve in tuple(self.reserves)):
+            status = attempt()
+        check(status, err)
 
     def draw(self, generations: Sequence[Any]) -> None:
         """A token for each of several prepared `NativeGeneration`s."""
@@ -373,9 +395,9 @@ class NativeSession:
         self._model = model
         self.context_length = context_length
         self._pointer = ffi.gc(pointer, lib.pl_session_free)
-        self._make_room(1)
+        self._hold_rows(1)
 
-    def _make_room(self, rows: int) -> None:
+    def _hold_rows(self, rows: int) -> None:
         """A buffer for `rows` rows of logits, and the read-only view of it that callers get."""
         self._rows, self._run_logits = _room(rows, self._model.vocab_size)
 
@@ -421,7 +443,7 @@ class NativeSession:
             rows, run.states = _room(part.n_logits, self._model.dim)
         else:
             if part.n_logits > len(self._rows):
-                self._make_room(part.n_logits)
+                self._hold_rows(part.n_logits)
             rows, run.logits = self._rows, self._run_logits
         if part.hidden is not None:
             held += [layers := ffi.new("int32_t[]", part.layers), out := _floats(part.hidden)]
@@ -494,7 +516,8 @@ class NativeSession:
     def load_state(self, data: Any, position: int) -> None:
         """Take over what `state()` gave for `position` positions."""
         err, buffer = _error(), ffi.from_buffer(data)
-        check(lib.pl_session_state_write(self.pointer, buffer, len(buffer), position, err), err)
+        write = partial(lib.pl_session_state_write, self.pointer, buffer, len(buffer), position, err)
+        self._model.check_with_room(write, err)
 
     def close(self) -> None:
         """Free the session, once the forward pass it may be in has ended. Harmless twice."""

@@ -11,6 +11,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from pyllm.errors import SessionBusyError
+
 if TYPE_CHECKING:
     from typing import TypeAlias
 
@@ -47,6 +49,7 @@ class Batch:
         self._inboxes = weakref.WeakKeyDictionary({member: _Inbox() for member in members})
         self._readers: dict[_Inbox, None] = {}  # those that wait for another thread's work
         self._lock = threading.Lock()
+        self._worker: int | None = None  # the thread that has the lock
         _all.add(self)
         for member in members:
             member.join(self)
@@ -59,6 +62,8 @@ class Batch:
                 break  # nothing comes any more; but the last may have, since the line before
             if self._lock.acquire(blocking=False):
                 self._work(reader, inbox)
+            elif self._worker == threading.get_ident():  # in a logits_processor, say: it would wait for itself
+                raise SessionBusyError("a generation of this batch was read in the midst of a step of the batch")
             else:
                 self._readers[inbox] = None
                 inbox.wait()
@@ -78,9 +83,11 @@ class Batch:
 
     def _work(self, reader: Generation, inbox: _Inbox) -> None:
         try:
+            self._worker = threading.get_ident()
             if not inbox.items and reader.pool is not None:  # it may have got something a moment ago
                 self._round()
         finally:
+            self._worker = None
             self._lock.release()
             for other in tuple(self._readers):
                 other.bell.put(None)
@@ -178,7 +185,7 @@ _all: weakref.WeakSet[Batch] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for batch in _all:
-        batch._lock = threading.Lock()  # nobody is at work here
+        batch._lock, batch._worker = threading.Lock(), None  # nobody is at work here
         batch._readers.clear()
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pyllm.generation import Generation
     from pyllm.model import Model
     from pyllm.sampling import Sampler
-    from pyllm.session import Session
 
 SAMPLER_OPTIONS = ("temperature", "top_p", "top_k", "min_p")
 MODEL_SUFFIXES = (".gguf", ".bin")
@@ -93,11 +92,19 @@ def _parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
         prog=f"pyllm {name}",
         usage=f"pyllm {name} {command.usage}",
         description=command.summary,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     command.options(parser)
     # Intermixed, so that options may stand between MODEL and PROMPT.
     return command, parser.parse_intermixed_args(arguments[1:])
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says what is taken where an option is not given, if that is a value."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or action.default is False or action.default == []
+        return action.help if plain else super()._get_help_string(action)
 
 
 def _print_version() -> None:
@@ -269,7 +276,7 @@ def _chat(options: argparse.Namespace) -> None:
     words = _take(options, 0, 1, "[MODEL]")
     beginning = [{"role": "system", "content": options.system}] if options.system else []
     with _open(options, words[0] if words else catalogue.DEFAULT) as model, model.session() as session:
-        messages = list(beginning)
+        messages = list(beginning)  # of which the session keeps what it has read
         for line in _lines():
             if line == "/exit":
                 break
@@ -277,22 +284,8 @@ def _chat(options: argparse.Namespace) -> None:
                 messages = list(beginning)
             elif line.strip():
                 messages.append({"role": "user", "content": line})
-                answer = _answer(model, session, messages, _generation_arguments(options))
+                answer = session.chat(messages, **_generation_arguments(options))
                 messages.append({"role": "assistant", "content": _stream(answer, stats=options.stats)})
-
-
-def _answer(model: Model, session: Session, messages: list[dict[str, str]], arguments: dict[str, Any]) -> Generation:
-    """Like `Model.chat`, but evaluates only what the conversation has gained since the last turn."""
-    from pyllm.errors import TokenizerError
-    from pyllm.tokenizers.chat import encode_chat
-
-    if model.tokenizer is None:
-        raise TokenizerError(f"{model.path.name} holds no tokenizer, so it cannot chat")
-    ids = encode_chat(model.tokenizer, messages)
-    known = session.tokens
-    same = next((i for i, (old, new) in enumerate(zip(known, ids, strict=False)) if old != new), len(known))
-    session.truncate(min(same, len(known), len(ids) - 1))
-    return session.generate(ids[session.position :], **arguments)
 
 
 def _lines() -> Iterator[str]:
@@ -402,6 +395,9 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace, source: str, plan: Plan) -> None:
+    for name in ("context", "tokenizer", "adapter", "dtype"):
+        if getattr(options, name):
+            _wrong_usage(f"--{name} does nothing for other engines, so it cannot be compared")
     from pyllm import bench
     from pyllm.machine import available_threads
     from pyllm.model import find

@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import TokenizerError
-from pyllm.tool_formats import Reply, format_of, read_reply, written
+from pyllm.tool_formats import Reply, begins_in_thought, format_of, read_reply, written
 from pyllm.tool_schemas import tool_of
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
     Message: TypeAlias = Mapping[str, Any]
     Tool: TypeAlias = Callable[..., Any] | Mapping[str, Any]
-    #: Called with the ids before a reply and those of it.
-    Reader: TypeAlias = Callable[[Sequence[int], Sequence[int]], Reply]
+    #: Called with the ids before a reply, those of it, and how many characters at its end are not part of the text.
+    Reader: TypeAlias = Callable[[Sequence[int], Sequence[int], int], Reply]
 
+#: Ids at the end of a prompt that tell whether it opens a thought.
+_OPENING = 8
 #: How templates name what they take tools from.
 _TAKES_TOOLS = re.compile(r"\b(?:xml_)?tools\b")
 
@@ -47,28 +50,40 @@ def encode_conversation(
     described = [tool_of(tool) for tool in tools or ()]
     if not described:
         return encode(messages), None
+    _refuse_equal_names(described)
     template = choose_template(tokenizer, None, with_tools=True)
     if not _TAKES_TOOLS.search(template):
         raise TokenizerError("the model's chat template takes no tools: the model was not made to call any")
     row = format_of(template)
     usable = isinstance(messages, Sequence) and all(isinstance(message, Mapping) for message in messages)
     if row and row.one_a_message and usable:
-        messages = [part for message in messages for part in _apart(message, messages)]
+        messages = _apart(messages)
     if row and row.in_system_message and usable:
         ids = encode(_with_tools(messages, described))
     else:
         ids = encode(messages, tools=described)
 
-    def read(before: Sequence[int], tokens: Sequence[int]) -> Reply:
+    def read(before: Sequence[int], tokens: Sequence[int], cut: int) -> Reply:
         if row is None:
             raise TokenizerError(
                 "the model's chat template writes tool calls in no way that is known here: read them from .text"
             )
-        turn, text = ",".join(map(str, (*before, *tokens))), written(tokenizer, tokens)
-        reply = read_reply(row, text, described, hashlib.sha256(turn.encode()).hexdigest())
-        return reply if "tool_calls" in template else replace(reply, content=text.text)  # else the calls would be lost
+        turn, text = ",".join(map(str, (*before, *tokens))), written(tokenizer, tokens).without(cut)
+        thinking = begins_in_thought(written(tokenizer, before[-_OPENING:]).text)
+        salt = hashlib.sha256(turn.encode()).hexdigest()
+        reply = read_reply(row, text, described, salt, thinking=thinking)
+        if "tool_calls" in template:
+            return reply
+        return replace(reply, content=text.text, apart=True)  # or else the calls would be lost
 
     return ids, read
+
+
+def _refuse_equal_names(tools: Sequence[Mapping[str, Any]]) -> None:
+    names = [str(tool.get("function", tool).get("name")) for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two tools are called {name!r}: a call could mean either")
 
 
 def _with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -79,17 +94,26 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]])
     return [{**first, "tools": json.dumps([tool.get("function", tool) for tool in tools], ensure_ascii=False)}, *rest]
 
 
-def _apart(message: Message, messages: Sequence[Message]) -> list[Message]:
-    """A message with several calls as one for each, followed by its result; and results where they were, else."""
-    several = {call.get("id") for other in messages for call in _calls(other) if len(_calls(other)) > 1}
-    if message.get("role") == "tool" and message.get("tool_call_id") in several:
-        return []
-    if len(_calls(message)) < 2:
-        return [message]
+def _apart(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with messages of several calls as one for each, followed by its result: the one with its id
+    among those that follow the calls, or else the next.
+    """
     parts: list[Message] = []
-    for number, call in enumerate(_calls(message)):
-        parts.append({**message, "content": "" if number else message.get("content"), "tool_calls": [call]})
-        parts += [other for other in messages if other.get("tool_call_id") == call.get("id")]
+    at = 0
+    while at < len(messages):
+        message, at = messages[at], at + 1
+        if len(_calls(message)) < 2:
+            parts.append(message)
+            continue
+        results = list(takewhile(lambda other: other.get("role") == "tool", messages[at:]))
+        at += len(results)
+        for number, call in enumerate(_calls(message)):
+            parts.append({**message, "content": "" if number else message.get("content"), "tool_calls": [call]})
+            named = (i for i, other in enumerate(results) if call.get("id") and other.get("tool_call_id") == call["id"])
+            unnamed = (i for i, other in enumerate(results) if not other.get("tool_call_id"))
+            found = next(named, next(unnamed, None))
+            parts += [] if found is None else [results.pop(found)]
+        parts += results
     return parts
 
 

@@ -178,7 +178,7 @@ class Plan:
     timeout: float | None = None
     log_probability: Callable[[Logits, int], float] | None = None
     ahead: Ahead | None = None  # where the sampler may be left alone with the model for a moment
-    read_reply: Callable[[Sequence[int], Sequence[int]], Reply] | None = None  # from the ids before it and its own
+    read_reply: Callable[[Sequence[int], Sequence[int], int], Reply] | None = None  # see `conversation.Reader`
 
 
 class Generation:
@@ -279,7 +279,8 @@ class Generation:
         Also "reasoning_content", where there are tools and the model's family marks its thoughts by control tokens.
         """
         reply = self._reply()
-        message: dict[str, Any] = {"role": "assistant", "content": reply.content if reply else self.text}
+        content = reply.content if reply and reply.apart else self.text
+        message: dict[str, Any] = {"role": "assistant", "content": content}
         if reply and reply.reasoning:
             message["reasoning_content"] = reply.reasoning
         if reply and reply.calls:
@@ -335,7 +336,7 @@ class Generation:
     def _reply(self) -> Reply | None:
         """The reply as it is read where there are tools."""
         tokens, read = self.tokens, self._plan.read_reply
-        return read(self._ids[: len(self._ids) - len(tokens)], tokens) if read else None
+        return read(self._ids[: len(self._ids) - len(tokens)], tokens, self._scanner.cut) if read else None
 
     def _drain(self) -> None:
         while self._step() is not None:
@@ -513,6 +514,8 @@ class Generation:
     def _draw(self, logits: Logits) -> int:
         try:
             return self._sampler.draw(logits, self._ids)
+        except StopIteration as error:  # which would look like the end of the text
+            raise RuntimeError("a logits_processor or a sampler raised StopIteration") from error
         except ValueError as error:
             if (logits != logits).any():  # NaN: nothing the caller asked for
                 raise ModelFormatError(f"the model's weights give no numbers: {error}") from error
@@ -550,6 +553,7 @@ class StopScanner:
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+        self.cut = 0  # characters at the end that were not given out: the stop string, and what came with it
 
     def push(self, text: str) -> str:
         """Take `text` in; returns the text that is certain to come before any stop string."""
@@ -558,8 +562,9 @@ class StopScanner:
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            end = min(found)[1]
+            self.stopped, self._held, self.cut = True, "", len(text) - end
+            return text[:end]
         keep = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[keep:]
         return text[:keep]

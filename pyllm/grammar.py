@@ -232,10 +232,10 @@ class _Described:
     def __call__(self, text: str | bytes) -> list[int]:
         """Ids of a text in the middle of another: `_BEFORE` is no token, and stands where one would."""
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        ids: list[int] = self._tokenizer.encode_parts([_BEFORE, *self._tokenizer.split_user_defined(text)])
-        if max(ids) >= len(self.tokens):
-            ids = self._tokenizer.encode_parts([_BEFORE, text])
-        return ids[1:]
+        ids: list[int] = self._tokenizer.encode_after(_BEFORE, text)
+        if max(ids, default=0) >= len(self.tokens):
+            ids = self._tokenizer.encode_parts([_BEFORE, text])[1:]
+        return ids
 
 
 _BEFORE = -1

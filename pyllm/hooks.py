@@ -53,19 +53,19 @@ class ProcessedDraw:
         row, tokens = self._logits, tuple(history)
         np.copyto(row, logits)
         for processor in self._processors:
-            row = _replaced(row, processor(tokens, row), processor)
+            _put(row, processor(tokens, row), processor)
         return self._sampler.draw(row, history)
 
 
-def _replaced(row: Logits, result: npt.ArrayLike | None, processor: LogitsProcessor) -> Logits:
-    """What a processor makes of `row`: itself, changed in place, or the array that it returned."""
+def _put(row: Logits, result: npt.ArrayLike | None, processor: LogitsProcessor) -> None:
+    """Let `row` be what a processor returned: its array stays its own. None: `row` was changed in place."""
     if result is None or result is row:
-        return row
+        return
     name = getattr(processor, "__qualname__", type(processor).__qualname__)
     try:
-        new = np.require(result, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
+        new = np.asarray(result, np.float32)
     except (TypeError, ValueError) as error:
         raise TypeError(f"logits_processor {name} returned {type(result).__name__}, which are no logits") from error
     if new.shape != row.shape:
         raise ValueError(f"logits_processor {name} returned the shape {new.shape} instead of {row.shape}")
-    return new
+    np.copyto(row, new)

@@ -8,6 +8,7 @@ import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,10 @@ from pyllm.prefixes import Prefixes
 from pyllm.progress import Progress
 from pyllm.sampling import SEEDS, Sampler, check_seed, sampler_from_metadata
 from pyllm.scheduler import Scheduler
-from pyllm.session import Options, OwnSteps, Session, begin_generation, open_session, restore_session
+from pyllm.session import Session, open_session
+from pyllm.session_file import restore_session
 from pyllm.speculation import PromptLookup, SmallerModel, Speculation
+from pyllm.steps import Options, OwnSteps, begin_generation
 from pyllm.tokenizers import Tokenizer
 from pyllm.tokenizers.folder import generation_defaults
 from pyllm.tokenizers.loading import load_folder
@@ -192,7 +195,8 @@ class Model:
         if arguments["kv_memory"] is not None:
             native.limit_kv(arguments["kv_memory"] // native.kv_page_bytes)
         self._pooling = pooling_of(checkpoint)
-        self._scheduler = Scheduler(native, self._prefixes.make_room)
+        native.reserves.add(self._prefixes)
+        self._scheduler = Scheduler(native)
         self._draft = _open_draft(arguments["draft"], config)
         self._adapters = tuple((self.adapter(path), scale) for path, scale in arguments["adapters"])
 
@@ -397,14 +401,14 @@ class Model:
         """
         if operator.index(n) < 1 or (max_batch is not None and operator.index(max_batch) < 1):
             raise ValueError(f"n and max_batch must be at least 1, not {n} and {max_batch}")
-        ids = [self.encode_prompt(prompt) for prompt in prompts]
+        ids = [self.encode_prompt(prompt) for prompt in _several("prompts", prompts)]
         samplers = [sampler] * len(ids) if sampler is None or isinstance(sampler, Sampler) else list(sampler)
         if len(samplers) != len(ids):
             raise ValueError(f"{len(samplers)} samplers for {len(ids)} prompts: give one for all, or one for each")
-        own = not self._prefixes.open  # a tree for this batch alone, as long as one of its prompts is to be read
-        prefixes = (
-            Prefixes(UNBOUNDED, self._native.kv_page_bytes, self._config.rope_original) if own else self._prefixes
-        )
+        prefixes, own = self._prefixes, not self._prefixes.open
+        if own:  # a tree for this batch alone, as long as one of its prompts is to be read
+            prefixes = Prefixes(UNBOUNDED, self._native.kv_page_bytes, self._config.rope_original)
+            self._native.reserves.add(prefixes)
         members = []
         for prompt, each in zip(ids, samplers, strict=True):
             for i in range(n):
@@ -446,14 +450,16 @@ class Model:
         """How well the model foresees each of several continuations of one context, which is read once.
 
         A score's `tokens` are the context's last token and the continuation's, so that `logprobs` are those of the
-        continuation: their sum tells which of several answers is the most probable. Texts are tokenized apart. Raises
-        `ValueError` for an empty continuation, and `ContextLengthError` for what is longer than a session.
+        continuation: their sum tells which of several answers is the most probable. Texts are tokenized apart, but as
+        parts of one: " a" behind "is" is what it is in "is a". Raises `ValueError` for an empty continuation, and
+        `ContextLengthError` for what is longer than a session.
         """
-        ids, endings = self.encode_prompt(context), [self.encode_prompt(text, begin=False) for text in continuations]
+        ids = self.encode_prompt(context)
+        endings = [self.encode_prompt(text, after=ids[-1]) for text in _several("continuations", continuations)]
         if not all(endings):
             raise ValueError(f"continuation {next(i for i, ending in enumerate(endings) if not ending)} is empty")
         scores = []
-        with open_session(self, ids, self._context_length, self._prefixes) as session:
+        with open_session(self, ids, context_length=self._context_length, prefixes=self._prefixes) as session:
             session.check_room(len(ids) - session.position - 1 + max(map(len, endings), default=0))
             if session.position < len(ids) - 1:
                 session.eval(ids[session.position : -1])
@@ -604,14 +610,18 @@ class Model:
             raise ValueError(f"token id {ids[at]} (number {at}) is outside the vocabulary, [0, {vocab})")
         return ids
 
-    def encode_prompt(self, prompt: str | Sequence[int], *, begin: bool = True) -> list[int]:
-        """The token ids of a prompt. `begin`: it stands at the start of a text, and an empty one becomes BOS."""
+    def encode_prompt(self, prompt: str | Sequence[int], after: int | None = None) -> list[int]:
+        """The token ids of a prompt behind the token `after`; None: it begins a text, and is BOS where it is empty."""
         self.check_open()
-        if isinstance(prompt, str):
-            ids = self.need_tokenizer().encode(prompt, bos=None if begin else False) if prompt else []
-        else:
+        if not isinstance(prompt, str):
             ids = self.check_tokens(prompt)
-        if ids or not begin:
+        elif not prompt:
+            ids = []
+        elif after is None:
+            ids = self.need_tokenizer().encode(prompt)
+        else:
+            ids = self.need_tokenizer().encode_after(after, prompt)
+        if ids or after is not None:
             return ids
         if self._bos_id is None:
             raise ValueError("the prompt is empty, and this model has no beginning-of-text token to start from")
@@ -663,8 +673,10 @@ class Model:
         length = self._session_length(context_length)
         if len(ids) > length:
             raise ContextLengthError(f"the prompt's {len(ids)} tokens exceed the context of {length} tokens")
-        steps = OwnSteps(self, length, prefixes or self._prefixes, self.speculate(options.speculation))
-        return begin_generation(self, steps, ids, length, options)
+        tree = prefixes or self._prefixes
+        open_for = partial(open_session, self, context_length=length, prefixes=tree)
+        steps = OwnSteps(open_for, self._scheduler, tree, self.speculate(options.speculation))
+        return begin_generation(self, steps, (), ids, length, options)
 
     def _session_length(self, wanted: int | None) -> int:
         made_for = min(self._config.context_length, _core.LONGEST_CONTEXT)
@@ -702,6 +714,13 @@ def _open_draft(draft: str | os.PathLike[str] | Model | None, config: ModelConfi
 
 def _do_nothing() -> None:
     pass
+
+
+def _several(name: str, texts: Iterable[str | Sequence[int]]) -> Iterable[str | Sequence[int]]:
+    """The same; a lone text would be taken for one of single characters."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name} must be several texts, not a single one: give a list")
+    return texts
 
 
 def _sample_seed(sampler: Sampler, seed: int | None, i: int) -> int | None:

@@ -163,18 +163,16 @@ class Scheduler:
     """Runs the forward passes of one model.
 
     Bounded: a pass has at most MOST_SEQUENCES sequences and about CHUNK tokens, fewer where the machine is slow for the
-    model; whoever is not in it waits in turn, in the thread that asked. `make_room` is called where memory for keys and
-    values is not to be had, and says whether it freed any. If not, the sequence waits until others have ended. Where
-    nobody can go on, the youngest gives its memory up, and reads its text again later; where the oldest cannot go on
-    even so, it is told.
+    model; whoever is not in it waits in turn, in the thread that asked. Where memory for keys and values is not to be
+    had, the sequence waits until others have ended. Where nobody can go on, the youngest gives its memory up, and reads
+    its text again later; where the oldest cannot go on even so, it is told.
 
     Nearly nothing here is locked: every change of the shared dictionaries is a single operation, and a signal handler
     may come in between any two lines, generate text by itself, and find everything in order.
     """
 
-    def __init__(self, model: NativeModel, make_room: Callable[[], bool]) -> None:
+    def __init__(self, model: NativeModel) -> None:
         self._model = model
-        self._make_room = make_room
         self._start_afresh()
         _all.add(self)
 
@@ -416,15 +414,12 @@ class Scheduler:
         return True
 
     def _recover(self, shares: Shares, error: Exception, call: _Call) -> None:
-        short = isinstance(error, OutOfMemoryError)
-        if short and self._make_room():
-            return  # and it is tried again
         if len(shares) > 1:
             for share in shares:
                 self._run([share], call)
             return
         ((seat, _),) = shares
-        if short and not seat.refused:
+        if isinstance(error, OutOfMemoryError) and not seat.refused:
             seat.short = self._model.kv_pages
         else:
             self._waiting.pop(seat, None)

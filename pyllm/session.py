@@ -2,80 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeGuard
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from pyllm._core import Interrupted, NativeSession, log_probability
-from pyllm.adapters import pairs_of
+from pyllm._core import Interrupted, NativeSession
 from pyllm.ahead import Ahead
 from pyllm.conversation import encode_conversation, shared_prefix
-from pyllm.errors import ClosedError, ContextLengthError, ModelFormatError, SessionBusyError, TokenizerError
-from pyllm.generation import Generation, Plan
-from pyllm.grammar import constrained, grammar_of
-from pyllm.hooks import ProcessedDraw, processors_of
-from pyllm.sampling import Sampler, SamplerState
-from pyllm.scheduler import CHUNK, Scheduler, Seat
+from pyllm.errors import ClosedError, ContextLengthError, SessionBusyError
+from pyllm.generation import Generation
+from pyllm.sampling import Sampler
+from pyllm.scheduler import CHUNK, Seat
+from pyllm.session_file import identity_of, write_session
+from pyllm.steps import Options, Steps, begin_generation
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pyllm.adapters import Adapter, Adapters
-    from pyllm.conversation import Reader
-    from pyllm.generation import Draw, Logits
+    from pyllm.adapters import Adapter
+    from pyllm.generation import Logits
     from pyllm.grammar import Grammar
     from pyllm.hooks import LogitsProcessor
     from pyllm.model import Model
     from pyllm.prefixes import Prefixes
-    from pyllm.speculation import Speculation
 
 #: Positions whose logits are held at once where those of every position are wanted.
 LOGIT_ROWS = 32
-
-_MAGIC = b"PLSESS\x00\x02"
-_PREFIX = struct.Struct("<8sII")  # magic, bytes of the JSON header, CRC-32 of all that follows this prefix
-_HEADER_LIMIT = 1 << 16
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the `generate` methods take, apart from the prompt; `Model.generate` says what each means."""
-
-    max_tokens: int | None
-    sampler: Sampler | None
-    stop: str | Sequence[str]
-    seed: int | None
-    logprobs: bool
-    timeout: float | None
-    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
-    grammar: Grammar | Mapping[str, Any] | type | None = None
-    speculation: bool | None = None
-    read_reply: Reader | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None and operator.index(self.max_tokens) < 0:
-            raise ValueError(f"max_tokens must be at least 0, or None, not {self.max_tokens}")
-        if self.timeout is not None and not self.timeout >= 0:
-            raise ValueError(f"timeout must be a number of seconds of at least 0, or None, not {self.timeout}")
-        if not all(isinstance(stop, str) and stop for stop in self.stops):
-            raise ValueError("stop must be a non-empty string, or a sequence of them")
-        processors_of(self.logits_processor)
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class Session:
@@ -126,7 +86,7 @@ class Session:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal for a saved session to be of use: the model's, and the adapters."""
-        return _identity(self._model, self._adapters)
+        return identity_of(self._model, self._adapters)
 
     @property
     def context_length(self) -> int:
@@ -223,15 +183,16 @@ class Session:
     ) -> Generation:
         """Go on from where the session stands, after `prompt`, and take the generated tokens in too.
 
-        Options as for `Model.generate`. A text prompt gets a beginning-of-text token only where the session is empty.
+        Options as for `Model.generate`. A text prompt gets a beginning-of-text token only where the session is empty;
+        elsewhere it is tokenized as the middle of a text.
         The session must be left alone while the generation is under way; to do something else with it, just stop
         iterating.
         """
         options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation)
-        ids = self._model.encode_prompt(prompt, begin=not self._tokens)
+        ids = self._model.encode_prompt(prompt, after=self._tokens[-1] if self._tokens else None)
         self.check_room(len(ids))
         steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
-        return begin_generation(self._model, steps, ids, self, options)
+        return begin_generation(self._model, steps, self.tokens, ids, self._context_length, options)
 
     def chat(
         self,
@@ -266,9 +227,10 @@ class Session:
                 f"the conversation's {len(ids)} tokens exceed the context of {self._context_length} tokens"
             )
         shared = shared_prefix(self._tokens, ids)
-        self.truncate(shared)
         steps = Steps(self, self._model.scheduler, self._model.speculate(speculation))
-        return begin_generation(self._model, steps, ids[shared:], self, options)
+        found = begin_generation(self._model, steps, ids[:shared], ids[shared:], self._context_length, options)
+        self.truncate(shared)  # now that nothing can be wrong any more
+        return found
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
@@ -282,8 +244,7 @@ class Session:
                 "tokens": len(self._tokens),
                 "evaluated": self._native.position,
             }
-            tokens = struct.pack(f"<{len(self._tokens)}i", *self._tokens)
-            _write_file(Path(path), json.dumps(header).encode(), tokens, self._native.state())
+            write_session(Path(path), header, self._tokens, self._native.state())
 
     def close(self) -> None:
         """Free the KV memory. From another thread this stops a running evaluation within one layer. Harmless twice."""
@@ -566,214 +527,10 @@ def _depths(layers: Sequence[int] | None, n_layers: int) -> list[int]:
     return [depth % (n_layers + 1) for depth in depths]
 
 
-class Steps:
-    """What drives a `Generation`: a session, used alone by it from one step to the next."""
-
-    def __init__(self, session: Session | None, pool: Scheduler, speculation: Speculation | None) -> None:
-        self._session = session
-        self._speculation = speculation
-        self._prompt = True  # the tokens asked for are the prompt
-        self._in_question = False  # between `ask` and `answer`
-        self.pool = pool
-        self.cached = 0
-
-    @property
-    def position(self) -> int:
-        """Tokens the session has taken in."""
-        return self._session.position if self._session else 0
-
-    @property
-    def ready(self) -> bool:
-        """See `Session.ready`."""
-        return self._session is None or self._session.ready
-
-    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], ahead: Ahead | None = None) -> None:
-        """See `Session.ask`."""
-        session = self._session
-        guess: Sequence[int] = ()
-        assert session is not None
-        self._prompt = bool(tokens)
-        if self._speculation and not tokens and not session.foreseen:
-            guess = self._speculation.draft(session.text, session.guessed_right, poll)
-        session.ask(tokens, poll, guess, ahead if not guess else None)
-        self._in_question = True
-
-    def answer(self) -> Logits | None:
-        """See `Session.answer`."""
-        assert self._session is not None
-        self._in_question = False
-        logits, seat = self._session.answer(), self._session.seat
-        if self._speculation and seat.seconds and not self._prompt:
-            self._speculation.passed(seat.seconds, seat.alone)
-        return logits
-
-    def accept(self, token: int) -> None:
-        """See `Session.accept`."""
-        assert self._session is not None
-        self._session.accept(token)
-
-    def release(self) -> None:
-        """Leave the session alone."""
-        if self._session is not None and self._in_question:
-            self._session.abandon()
-        elif self._session is not None:
-            self.pool.leave(self._session.seat)
-
-
-class OwnSteps(Steps):
-    """Steps in a session of their own: opened by the first, with what is known of the prompt, and closed at the end.
-
-    What was read and written goes to `prefixes`, for texts that begin alike.
-    """
-
-    def __init__(self, model: Model, context_length: int, prefixes: Prefixes, speculation: Speculation | None) -> None:
-        super().__init__(None, model.scheduler, speculation)
-        self._model = model
-        self._context_length = context_length
-        self._prefixes = prefixes
-        self._shared = False
-
-    def ask(self, tokens: Sequence[int], poll: Callable[[], bool], ahead: Ahead | None = None) -> None:
-        """Ask for what is not known of the tokens; the last one's logits never are."""
-        if self._session is None:
-            self._session = open_session(self._model, tokens, self._context_length, self._prefixes)
-            self.cached = self._session.position
-            tokens = tokens[self.cached :]
-        super().ask(tokens, poll, ahead)
-
-    def answer(self) -> Logits | None:
-        """See `Session.answer`. The prompt is shared as soon as it is read."""
-        logits = super().answer()
-        if logits is not None and self._session is not None and not self._shared:
-            self._shared = True
-            self._session.share(self._prefixes)
-        return logits
-
-    def release(self) -> None:
-        """Share the text, and close the session."""
-        super().release()
-        if self._session is not None:
-            self.pool.withdraw(self._session.seat)
-            with suppress(ClosedError, SessionBusyError):  # or in the hands of a step that Ctrl-C ended
-                self._session.share(self._prefixes)
-            self._session.close()
-
-
-def open_session(model: Model, tokens: Sequence[int], context_length: int, prefixes: Prefixes) -> Session:
+def open_session(model: Model, tokens: Sequence[int], *, context_length: int, prefixes: Prefixes) -> Session:
     """A new session that holds as much as is known of `tokens`; never the last one, since its logits are wanted."""
     model.check_open()
     found = prefixes.find(tokens[:-1], context_length, len(tokens))
     if found is None:
         return model.session(context_length)
     return Session(model, found.session, context_length, tokens[: found.n], model.adapters)
-
-
-def begin_generation(
-    model: Model, steps: Steps, prompt: Sequence[int], context: Session | int, options: Options
-) -> Generation:
-    """A `Generation` on `model`. `context`: the session it goes on in, or the context length of the new one."""
-    tokenizer = model.tokenizer
-    if options.stops and tokenizer is None:
-        raise TokenizerError("stop strings need a tokenizer, and this model has none: give load() a tokenizer=")
-    sampler = options.sampler or model.default_sampler
-    model.check_tokens(sampler.logit_bias or ())
-    draw = _hooked(model, sampler.start(options.seed), options)
-    plan = Plan(
-        prompt=prompt,
-        history=context.tokens if isinstance(context, Session) else (),
-        context_length=context.context_length if isinstance(context, Session) else context,
-        decoder=tokenizer.decoder() if tokenizer else None,
-        padding=tokenizer.vocab_size if tokenizer else None,
-        stop_ids=model.stop_ids,
-        stop=options.stops,
-        max_tokens=options.max_tokens,
-        timeout=options.timeout,
-        log_probability=log_probability if options.logprobs else None,
-        ahead=Ahead(draw, model.stop_ids) if _is_plain(draw) and not options.logprobs else None,
-        read_reply=options.read_reply,
-    )
-    return Generation(steps, draw, plan)
-
-
-def _is_plain(draw: Draw) -> TypeGuard[SamplerState]:
-    """Whether nobody would miss it that a token is drawn in C."""
-    return type(draw) is SamplerState
-
-
-def _hooked(model: Model, sampler: SamplerState, options: Options) -> Draw:
-    """A sampler at work behind what the caller put before it: processors first, so that a grammar has the last word."""
-    grammar, processors = grammar_of(options.grammar), processors_of(options.logits_processor)
-    draw: Draw = sampler
-    if grammar:
-        draw = constrained(sampler, grammar, model.tokenizer, model.config.vocab_size, model.stop_ids)
-    return ProcessedDraw(draw, processors) if processors else draw
-
-
-# ---- saved sessions --------------------------------------------------------------------------------------------------
-
-
-def _write_file(path: Path, *parts: bytes) -> None:
-    """prefix, JSON header, tokens, state."""
-    from pyllm.formats.replacing import replacing
-
-    crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    with replacing(path) as file:
-        file.write(_PREFIX.pack(_MAGIC, len(parts[0]), crc))
-        file.writelines(parts)
-
-
-def _identity(model: Model, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Any]:
-    facts = [[adapter.fingerprint, scale] for adapter, scale in adapters]
-    return model.identity | ({"adapters": facts} if facts else {})
-
-
-def restore_session(model: Model, path: str | os.PathLike[str], adapters: Adapters | None) -> Session:
-    """The session that `Session.save` wrote. Raises `ModelFormatError` where the file is damaged or another model's."""
-    with open(path, "rb") as file:
-        header, tokens, state = _read_file(file)
-    identity = _identity(model, model.adapters if adapters is None else pairs_of(adapters))
-    if header["model"] != identity:
-        raise ModelFormatError(f"{path}: the session belongs to {header['model']}, not to {identity}")
-    session = model.session(header["context_length"], adapters=adapters)
-    try:
-        session.load(model.check_tokens(tokens), state, header["evaluated"])
-    except ValueError as error:
-        session.close()
-        raise ModelFormatError(f"{path}: {error}") from error
-    return session
-
-
-def _read_file(file: IO[bytes]) -> tuple[dict[str, Any], tuple[int, ...], bytes]:
-    """(header, tokens, state) with every length checked before it is used."""
-    prefix = file.read(_PREFIX.size)
-    if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
-        raise ModelFormatError(f"{file.name}: not a pyllm session")
-    _, header_bytes, crc = _PREFIX.unpack(prefix)
-    if header_bytes > _HEADER_LIMIT:
-        raise ModelFormatError(f"{file.name}: a header of {header_bytes} bytes is more than {_HEADER_LIMIT}")
-    body = file.read()
-    if zlib.crc32(body) != crc:
-        raise ModelFormatError(f"{file.name}: the checksum is wrong, the session is damaged or cut short")
-    header = _parse_header(file.name, body[:header_bytes])
-    rest = memoryview(body)[header_bytes:]
-    if 4 * header["tokens"] > len(rest):
-        raise ModelFormatError(f"{file.name}: {header['tokens']} tokens do not fit into {len(rest)} bytes")
-    tokens = struct.unpack_from(f"<{header['tokens']}i", rest)
-    return header, tokens, bytes(rest[4 * header["tokens"] :])
-
-
-def _parse_header(name: str, text: bytes) -> dict[str, Any]:
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{name}: the header is not JSON ({error})") from error
-    counts = ("context_length", "tokens", "evaluated")
-    if not isinstance(header, dict) or not all(type(header.get(key)) is int and header[key] >= 0 for key in counts):
-        raise ModelFormatError(f"{name}: the header lacks one of {', '.join(counts)}")
-    if header["context_length"] < 1 or not header["evaluated"] <= header["tokens"] <= header["context_length"] + 1:
-        raise ModelFormatError(f"{name}: the header's counts contradict each other")
-    if "model" not in header:
-        raise ModelFormatError(f"{name}: the header does not name its model")
-    return header

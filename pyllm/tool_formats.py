@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyllm.tool_schemas import kinds_of
+
 if TYPE_CHECKING:
     from pyllm.tokenizers import Tokenizer
 
-_THOUGHT = "</think>"  # calls are looked for only behind it
+_THINKS, _THOUGHT = "<think>", "</think>"  # no call stands between them
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class ToolCall:
 class Reply:
     """A model's turn: its text without the calls, the calls, and why other parts that look like calls are none.
 
-    `reasoning`: what it thought before, where its family marks that by control tokens.
+    `reasoning`: what it thought before, where its family marks that by control tokens. `apart`: whether `content` is
+    something else than all of its text.
     """
 
     content: str
     calls: tuple[ToolCall, ...] = ()
     errors: tuple[str, ...] = ()
     reasoning: str = ""
+    apart: bool = False
 
 
 class Malformed(ValueError):
@@ -266,6 +270,11 @@ class Written(NamedTuple):
                 at = last
         return "".join([*parts, self.text[at:end]])
 
+    def without(self, n: int) -> Written:
+        """All but the last n characters."""
+        end = len(self.text) - n
+        return Written(self.text[:end], [(first, last) for first, last in self.controls if last <= end])
+
 
 def written(tokenizer: Tokenizer, tokens: Sequence[int]) -> Written:
     """What some tokens say, those that add no text included."""
@@ -282,12 +291,25 @@ def written(tokenizer: Tokenizer, tokens: Sequence[int]) -> Written:
     return Written("".join(parts), controls)
 
 
-def read_reply(row: Format, reply: Written, tools: Sequence[Mapping[str, Any]], salt: str) -> Reply:
-    """The calls of `tools` in a reply that is written in the way of `row`. `salt`: what tells this turn from others."""
+def begins_in_thought(prompt: str) -> bool:
+    """Whether a template opens a thought for the model to go on with."""
+    return prompt.rstrip().endswith(_THINKS)
+
+
+def read_reply(
+    row: Format, reply: Written, tools: Sequence[Mapping[str, Any]], salt: str, *, thinking: bool = False
+) -> Reply:
+    """The calls of `tools` in a reply that is written in the way of `row`.
+
+    `salt`: what tells this turn from others. `thinking`: it begins in the midst of a thought.
+    """
     functions = {tool["name"]: tool for tool in (tool.get("function", tool) for tool in tools) if "name" in tool}
     text, content, calls, errors = reply.text, list[str](), list[ToolCall](), list[str]()
-    kept, at = 0, text.rfind(_THOUGHT) + len(_THOUGHT) if _THOUGHT in text else 0
+    kept, at = 0, _behind_thought(text, 0) if thinking or text.lstrip().startswith(_THINKS) else 0
     while begin := row.begin.match(text, at) if row.leading else row.begin.search(text, at):
+        if text.rfind(_THINKS, at, begin.start()) > text.rfind(_THOUGHT, at, begin.start()):
+            at = _behind_thought(text, begin.start())
+            continue
         try:
             raws, end = _ended(row, text, begin)
             found = [_call(raw, functions, f"{salt} {len(calls) + i}") for i, raw in enumerate(raws)]
@@ -302,10 +324,16 @@ def read_reply(row: Format, reply: Written, tools: Sequence[Mapping[str, Any]], 
         kept = at = end
     content.append(reply.plain(kept, len(text)))
     shown = _marked(row.shown, reply)
-    if row.shown and (shown or (calls and not errors)):
-        content = [shown]
-    said = "".join(content).strip() if calls else "".join(content)
-    return Reply(said, tuple(calls), tuple(errors), _marked(row.thought, reply))
+    marked = bool(row.shown and (shown or (calls and not errors)))
+    said = shown if marked else "".join(content)
+    thought = _marked(row.thought, reply)
+    return Reply(said.strip() if calls else said, tuple(calls), tuple(errors), thought, apart=bool(calls) or marked)
+
+
+def _behind_thought(text: str, at: int) -> int:
+    """Where the thought ends that `at` is in."""
+    end = text.find(_THOUGHT, at)
+    return len(text) if end < 0 else end + len(_THOUGHT)
 
 
 def _marked(pattern: re.Pattern[str] | None, reply: Written) -> str:
@@ -330,8 +358,8 @@ def _call(raw: Raw, functions: Mapping[str, Any], salt: str) -> ToolCall:
         raise Malformed(f"there is no tool {raw.name!r}")
     arguments = {} if raw.arguments is None else raw.arguments
     if raw.texts:
-        properties = functions[raw.name].get("parameters", {}).get("properties", {})
-        arguments = {key: _typed(text, properties.get(key, {})) for key, text in arguments.items()}
+        properties = (functions[raw.name].get("parameters") or {}).get("properties") or {}
+        arguments = {key: _typed(text, properties.get(key)) for key, text in arguments.items()}
     elif isinstance(arguments, str):
         arguments = _json(arguments, 0)[0]
     if not isinstance(arguments, dict):
@@ -340,10 +368,15 @@ def _call(raw: Raw, functions: Mapping[str, Any], salt: str) -> ToolCall:
     return ToolCall(raw.name, arguments, raw.id if own else _id(salt))
 
 
-def _typed(text: str, schema: Mapping[str, Any]) -> Any:
-    """An argument that was written without quotes: JSON, but where the tool wants text, or it is none."""
-    if schema.get("type") == "string":
+def _typed(text: str, schema: Any) -> Any:
+    """An argument that was written without quotes, as a type that the tool takes: text where it may be text."""
+    kinds = kinds_of(schema)
+    if "null" in kinds and text.strip() in ("null", "None"):
+        return None
+    if "string" in kinds:
         return text
+    if "boolean" in kinds and text.strip() in ("True", "False"):  # as models write that have seen much Python
+        return text.strip() == "True"
     try:
         value, end = _json(text, 0)
     except Malformed:

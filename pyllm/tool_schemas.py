@@ -7,6 +7,7 @@ import json
 import re
 import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -38,8 +39,11 @@ def describe(function: Callable[..., Any]) -> dict[str, Any]:
             raise ValueError(f"tool {name}: argument {parameter.name!r} has no type hint")
         if parameter.name not in described:
             raise ValueError(f"tool {name}: the docstring does not describe the argument {parameter.name!r}")
-        schema = _schema(hints[parameter.name], f"tool {name}: argument {parameter.name!r}")
-        properties[parameter.name] = _with_description(schema, described[parameter.name])
+        where = f"tool {name}: argument {parameter.name!r}"
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise ValueError(f"{where} cannot be given by its name, as models give all of them")
+        schema = _schema(hints[parameter.name], where)
+        properties[parameter.name] = _with_description(schema, described[parameter.name], where)
         if parameter.default is inspect.Parameter.empty:
             required.append(parameter.name)
     parameters = {"type": "object", "properties": properties} | ({"required": required} if required else {})
@@ -83,6 +87,66 @@ def _returned(hints: Mapping[str, Any], sections: Mapping[str, str]) -> dict[str
     return {"return": schema | ({"description": sections["Returns"]} if "Returns" in sections else {})}
 
 
+# ---- what models write -----------------------------------------------------------------------------------------------
+
+
+def kinds_of(schema: Any) -> set[str]:
+    """The JSON types that a schema admits; none where it does not say."""
+    if not isinstance(schema, Mapping):
+        return set()
+    found = {schema["type"]} if isinstance(schema.get("type"), str) else set(schema.get("type") or ())
+    found |= {_SCALARS[type(value)] for value in schema.get("enum") or () if type(value) in _SCALARS}
+    for part in (*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())):
+        found |= kinds_of(part)
+    return found | ({"null"} if schema.get("nullable") else set())
+
+
+def fitted(value: Any, hint: Any) -> Any:
+    """A JSON value as a type hint says: members of enums for their values. Raises `ValueError` where it does not fit;
+    a hint that has no schema lets anything through.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for kind in arguments:
+            with suppress(ValueError):
+                return fitted(value, kind)
+    elif origin is list and isinstance(value, list):
+        return [fitted(item, arguments[0]) for item in value]
+    elif origin is tuple and isinstance(value, list) and len(value) == len(arguments):
+        return tuple(map(fitted, value, arguments))
+    elif origin is dict and isinstance(value, dict):
+        return {key: fitted(item, arguments[1]) for key, item in value.items()}
+    elif isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    elif _is_one(value, hint, origin, arguments):
+        return value
+    raise ValueError(f"{json.dumps(value)[:60]} is no {inspect.formatannotation(hint)}")
+
+
+def _is_one(value: Any, hint: Any, origin: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether a value is of a plain type, or one of a `Literal`'s; or nothing is known of the hint."""
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    natural = _NATURAL.get(hint) if isinstance(hint, (type, type(None))) else None
+    return type(value) in natural if natural else origin not in (list, tuple, dict, Union, types.UnionType)
+
+
+def fitted_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model gave for the arguments of a function, as its type hints want it. Raises `ValueError`."""
+    hints, found = _hints(function, getattr(function, "__name__", "")), dict[str, Any]()
+    for name, value in arguments.items():
+        try:
+            found[name] = fitted(value, hints.get(name, Any))
+        except ValueError as error:
+            raise ValueError(f"argument {name!r}: {error}") from None
+    return found
+
+
+#: What JSON has for plain types.
+_NATURAL: dict[Any, tuple[type, ...]] = {kind: (kind,) for kind in (int, str, bool, type(None), list, dict)}
+_NATURAL |= {float: (float, int), tuple: (list,), None: (type(None),)}
+
+
 # ---- docstrings ------------------------------------------------------------------------------------------------------
 
 
@@ -109,11 +173,14 @@ def _arguments(section: str) -> dict[str, str]:
     return {name: " ".join(text for part in parts if (text := part.strip())) for name, parts in found.items()}
 
 
-def _with_description(schema: dict[str, Any], description: str) -> dict[str, Any]:
+def _with_description(schema: dict[str, Any], description: str, where: str) -> dict[str, Any]:
     choices = _CHOICES.search(description)
     if choices is None:
         return {**schema, "description": description}
-    values = [value.strip() if isinstance(value, str) else value for value in json.loads(choices[1])]
+    try:
+        values = [value.strip() if isinstance(value, str) else value for value in json.loads(choices[1])]
+    except ValueError as error:
+        raise ValueError(f"{where}: its choices are no list in JSON, {choices[1]!r}: {error}") from None
     return {**schema, "enum": values, "description": description[: choices.start()].strip()}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyllm.tool_formats import ToolCall
-from pyllm.tool_schemas import describe
+from pyllm.tool_schemas import describe, fitted_arguments
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -28,7 +28,7 @@ __all__ = ["Conversation", "ToolCall", "answer", "describe", "run"]
 class Conversation:
     """How a loop of calls ended. `messages`: all of it, as given and as it went on. `text`: the last reply's.
 
-    `finished`: False where the last reply still asked for calls when the rounds were used up.
+    `finished`: False where the last reply was cut short, or still asked for calls when the rounds were used up.
     """
 
     messages: list[dict[str, Any]]
@@ -54,10 +54,13 @@ def run(
     function is answered with the reason, so that the model can try again; what a function raises is not caught. Raises
     `TypeError` for tools that are no functions and for results that are neither text nor JSON; and as `chat` does.
     """
+    from pyllm.tokenizers.chat import messages_of  # here: templates need jinja2, slow to import
+
     if max_rounds < 1:
         raise ValueError(f"max_rounds must be at least 1, not {max_rounds}")
-    functions = {describe(tool)["function"]["name"]: tool for tool in map(_checked, tools)}
-    conversation = [dict(message) for message in messages]
+    tools = list(map(_checked, tools))
+    functions = {describe(tool)["function"]["name"]: tool for tool in tools}
+    conversation = [dict(message) for message in messages_of(messages)]
     with model.session(context_length) if hasattr(model, "session") else nullcontext(model) as session:
         for _ in range(max_rounds):
             reply = session.chat(conversation, tools=tools, **options)
@@ -66,20 +69,23 @@ def run(
             if not calls:
                 break
             conversation += [answer(call, functions[call.name]) for call in calls]
-    return Conversation(conversation, str(reply.message["content"]), finished=not calls)
+    finished = not calls and reply.finish_reason == "stop"
+    return Conversation(conversation, str(reply.message["content"]), finished)
 
 
 def answer(call: ToolCall, function: Tool) -> dict[str, Any]:
     """The message that tells the model what a call gave, for the next `chat`.
 
-    Text stays as it is, other results become JSON; where the arguments do not fit the function, it says so.
+    Arguments become what the function's type hints say, such as members of an enum. Text stays as it is, other results
+    become JSON; where the arguments do not fit the function, it says so.
     """
     try:
         inspect.signature(function).bind(**call.arguments)
-    except TypeError as error:
+        arguments = fitted_arguments(function, call.arguments)
+    except (TypeError, ValueError) as error:
         content = f"error: {call.name}: {error}"
     else:
-        content = _text(call.name, function(**call.arguments))
+        content = _text(call.name, function(**arguments))
     return {"role": "tool", "name": call.name, "tool_call_id": call.id, "content": content}
 
 
@@ -87,12 +93,12 @@ def _text(name: str, result: Any) -> str:
     if isinstance(result, str):
         return result
     try:
-        return json.dumps(result, ensure_ascii=False)
+        return json.dumps(result, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"tool {name} returned what is neither text nor JSON: {error}") from error
 
 
 def _checked(tool: Tool) -> Tool:
     if not callable(tool) or inspect.iscoroutinefunction(tool):
-        raise TypeError(f"run() calls plain functions, not {tool!r}: write the loop yourself, with chat() and answer()")
+        raise TypeError(f"run() calls plain functions, not {tool!r}: write the loop yourself, with chat()")
     return tool

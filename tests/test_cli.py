@@ -362,7 +362,17 @@ def test_each_command_has_help(command: str, capsys: Captured) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
     assert end.value.code == 0
-    assert f"usage: pyllm {command}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"usage: pyllm {command}" in printed
+    assert not any(f"(default: {nothing})" in printed for nothing in ("None", "False", "[]"))
+
+
+@pytest.mark.parametrize("option", [("--dtype", "q8_0"), ("--adapter", "x"), ("--tokenizer", "x"), ("--context", "9")])
+def test_what_other_engines_would_not_get_is_refused(tiny: str, option: tuple[str, str], capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", tiny, "--compare", *option])
+    assert end.value.code == 2
+    assert f"{option[0]} does nothing for other engines" in capsys.readouterr().err
 
 
 def test_version(capsys: Captured) -> None:

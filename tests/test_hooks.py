@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,47 @@ def test_an_exception_is_the_callers_and_ends_the_generation(model: pyllm.Model)
     again = model.session()
     again.eval(session.tokens)
     assert np.array_equal(bits(session.eval([1])), bits(again.eval([1])))
+
+
+def run_out(tokens: tuple[int, ...], logits: Array) -> None:
+    next(iter(()))
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_an_iterator_that_runs_out_is_no_end_of_the_text(model: pyllm.Model, batch: bool) -> None:
+    """`StopIteration` would end a `for` in silence, and never reach an `async for`."""
+
+    def start() -> pyllm.Generation:
+        options: dict[str, Any] = {"logits_processor": run_out, "max_tokens": 3}
+        return model.generate_batch([PROMPT], **options)[0] if batch else model.generate(PROMPT, **options)
+
+    async def read() -> None:
+        async for _ in start():
+            pass
+
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        list(start())
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        asyncio.run(asyncio.wait_for(read(), 20))
+
+
+def test_a_processors_array_stays_its_own(model: pyllm.Model) -> None:
+    constant = np.zeros(Shape().vocab, np.float32)
+    options = {"logits_processor": [lambda tokens, logits: constant, only(9)], "max_tokens": 3}
+    assert model.generate(PROMPT, **options).tokens == [9] * 3  # type: ignore[arg-type]
+    assert not constant.any()
+
+
+def test_reading_the_same_batch_is_refused(model: pyllm.Model) -> None:
+    """Or it would wait for itself."""
+    members: list[pyllm.Generation] = []
+
+    def look(tokens: tuple[int, ...], logits: Array) -> None:
+        next(members[1])
+
+    members += model.generate_batch([PROMPT, PROMPT], max_tokens=3, logits_processor=look)
+    with pytest.raises(pyllm.SessionBusyError, match="in the midst of a step"):
+        next(members[0])
 
 
 @pytest.mark.parametrize(

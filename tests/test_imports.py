@@ -36,7 +36,7 @@ PY_MAY_IMPORT = {
     "sampling": {"errors", "_core"},
     "ahead": {"_core"},
     "generation": {"errors", "machine", "awaiting"},
-    "batching": set(),
+    "batching": {"errors"},
     "speculation": {"ahead"},
     "awaiting": set(),
     "scheduler": {"errors", "_core", "ahead"},
@@ -45,10 +45,10 @@ PY_MAY_IMPORT = {
     "prefixes": {"_core"},
     "hooks": set(),
     "grammar": {"errors"},
-    "tool_formats": set(),
+    "tool_formats": {"tool_schemas"},
     "tool_schemas": set(),
     "conversation": {"errors", "tool_formats", "tool_schemas", "tokenizers"},
-    "tools": {"tool_formats", "tool_schemas"},
+    "tools": {"tool_formats", "tool_schemas", "tokenizers"},
     "recipes": {"formats"},
     "package_index": {"errors", "progress"},
     "catalogue": {"errors", "progress", "package_index"},
@@ -56,6 +56,8 @@ PY_MAY_IMPORT = {
 # Under TYPE_CHECKING: a name in an annotation, no import when running.
 PY_TYPES_ONLY = {
     "session": {"model"},
+    "session_file": {"model", "session"},
+    "steps": {"model", "session"},
     "ahead": {"sampling"},
     "awaiting": {"generation"},
     "batching": {"generation"},
@@ -68,9 +70,11 @@ PY_TYPES_ONLY = {
 }
 PY_FACADE = FOUNDATION | set(PY_MAY_IMPORT) - {"_native"}
 PY_MAY_IMPORT |= {
-    "session": PY_FACADE,
+    "steps": PY_FACADE,
+    "session_file": {"errors", "adapters", "formats"},
+    "session": PY_FACADE | {"steps", "session_file"},
     "loading": FOUNDATION | {"_core", "formats", "architectures"},
-    "model": PY_FACADE | {"session", "loading"},
+    "model": PY_FACADE | {"steps", "session_file", "session", "loading"},
     "materials": FOUNDATION | {"formats", "architectures", "tokenizers", "loading", "recipes"},
     "quantizing": FOUNDATION
     | {"_core", "formats", "architectures", "tokenizers", "recipes", "loading", "model", "materials"},

@@ -359,6 +359,32 @@ def test_score_of_a_text(stories: pyllm.Model) -> None:
     assert story.perplexity < stories.score("Lily named girl little a was there time, a upon Once.").perplexity / 4
 
 
+def test_text_behind_a_text(stories: pyllm.Model) -> None:
+    """SentencePiece puts a space before a text, but not before the rest of one."""
+    assert stories.tokenizer is not None
+    context, ending = "Once upon a time, there was a little", " girl"
+    ids, whole = stories.tokenizer.encode(context), stories.tokenizer.encode(context + ending)
+    assert whole[: len(ids)] == ids
+    (score,) = stories.score_continuations(context, [ending])
+    assert list(score.tokens) == whole[len(ids) - 1 :]
+    assert score.logprobs == stories.score(context + ending).logprobs[len(ids) - 1 :]
+    with stories.session() as session:
+        session.eval(ids)
+        session.generate(ending, max_tokens=1).tokens  # noqa: B018
+        assert session.tokens[:-1] == whole
+    with stories.session() as session:
+        session.eval(ids[:1])  # BOS: there a text begins
+        session.generate("Once", max_tokens=1).tokens  # noqa: B018
+        assert session.tokens[:-1] == stories.tokenizer.encode("Once")
+
+
+def test_a_lone_text_is_not_several(stories: pyllm.Model) -> None:
+    with pytest.raises(TypeError, match="prompts must be several texts"):
+        stories.generate_batch("Once")
+    with pytest.raises(TypeError, match="continuations must be several texts"):
+        stories.score_continuations("Once", " upon")
+
+
 @pytest.mark.parametrize("ids", [[], [5]])
 def test_a_score_needs_two_tokens(tiny: pyllm.Model, ids: list[int]) -> None:
     with pytest.raises(ValueError, match="at least 2"):

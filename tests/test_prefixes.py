@@ -166,6 +166,34 @@ def test_the_cache_makes_room_for_sessions(path: Path) -> None:
         assert run(model, OTHER)[0] == expected
 
 
+@pytest.mark.parametrize("way", ["score", "logits", "hidden", "embed", "restore", "continuations"])
+def test_the_cache_makes_room_for_whatever_is_evaluated(path: Path, tmp_path: Path, way: str) -> None:
+    with pyllm.load(path, kv_memory=8 * pages_bytes(path)) as model:
+        with model.session() as session:
+            session.eval(OTHER)
+            session.save(tmp_path / "session")
+        run(model, DOCUMENT)
+        assert model._native.kv_pages > 1
+        ways = {
+            "score": lambda: len(model.score(OTHER).logprobs) == 399,
+            "logits": lambda: len(model.logits(OTHER)) == 400,
+            "hidden": lambda: model.session().hidden_states(OTHER, [0]).shape[1] == 400,
+            "embed": lambda: len(model.embed([OTHER])) == 1,
+            "restore": lambda: model.restore(tmp_path / "session").position == 400,
+            "continuations": lambda: len(model.score_continuations([5, 6], [OTHER])) == 1,
+        }
+        assert ways[way]()
+
+
+def test_a_batch_makes_room_for_itself(path: Path) -> None:
+    """What it keeps for its own prompts, where the model keeps nothing, is given up for them."""
+    prompts = [np.random.default_rng(i).integers(3, VOCAB, 150).tolist() for i in range(8)]
+    with pyllm.load(path, kv_memory=8 * pages_bytes(path), prefix_cache=0) as model:
+        members = model.generate_batch(prompts, max_tokens=3, max_batch=2, sampler=GREEDY)
+        assert [len(member.tokens) for member in members] == [3] * 8
+        assert model._native.kv_pages == 0
+
+
 def test_threads_share_one_tree(path: Path, plain: pyllm.Model) -> None:
     prompts = [[*DOCUMENT[: 40 * (i % 5) + 30], *OTHER[i : i + 20]] for i in range(24)]
     expected = [run(plain, prompt)[0] for prompt in prompts]

@@ -15,13 +15,13 @@ from bits import Array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinygguf import Q8_0, Shape, llama_metadata, llama_tensors, tiny_vocabulary, write_gguf
-from tool_functions import FUNCTIONS, REFUSED, drink, multiply, weather
+from tool_functions import FUNCTIONS, REFUSED, Unit, drink, multiply, weather
 
 import pyllm
 from pyllm import ToolCall
 from pyllm.conversation import encode_conversation
 from pyllm.tokenizers.endings import is_ending
-from pyllm.tool_formats import FORMATS, Format, Reply, Written, format_of, read_reply
+from pyllm.tool_formats import FORMATS, Format, Reply, Written, begins_in_thought, format_of, read_reply
 from pyllm.tools import answer, describe, run
 
 # ---- descriptions --------------------------------------------------------------------------------------------------
@@ -37,6 +37,42 @@ def test_descriptions_are_those_of_transformers(golden: Path, name: str) -> None
 @pytest.mark.parametrize("function", REFUSED, ids=lambda function: function.__name__)
 def test_what_cannot_be_described(function: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=f"tool {function.__name__}: "):
+        describe(function)
+
+
+def positional(x: int, /) -> int:
+    """Do it.
+
+    Args:
+        x: What
+    """
+    return x
+
+
+def variadic(*xs: int) -> int:
+    """Do it.
+
+    Args:
+        xs: What
+    """
+    return 0
+
+
+def misspelt(x: str) -> int:
+    """Do it.
+
+    Args:
+        x: What (choices: ['a'])
+    """
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [(positional, "by its name"), (variadic, "by its name"), (misspelt, "its choices are no list in JSON")],
+)
+def test_what_a_model_could_not_call(function: Callable[..., Any], why: str) -> None:
+    with pytest.raises(ValueError, match=f"tool {function.__name__}: argument 'xs?'.*{why}"):
         describe(function)
 
 
@@ -68,8 +104,8 @@ def row(name: str) -> Format:
     return found
 
 
-def read(name: str, text: str) -> Reply:
-    return read_reply(row(name), Written(text), TOOLS, "salt")
+def read(name: str, text: str, *, thinking: bool = False) -> Reply:
+    return read_reply(row(name), Written(text), TOOLS, "salt", thinking=thinking)
 
 
 def found(reply: Reply) -> list[tuple[str, dict[str, Any]]]:
@@ -192,10 +228,23 @@ def test_text_around_calls() -> None:
     assert reply.content == f"{thought} So."
 
 
+def test_thoughts_are_not_acted_on() -> None:
+    """Closed or not, opened by the model or by its template; but `</think>` in an argument is no thought's end."""
+    call = f"<tool_call>{named(TIMES)}</tool_call>"
+    assert found(read("hermes", f"<think>Is it {call}")) == []
+    assert found(read("hermes", f"So. <think>{call}</think>{call}<think>{call}")) == [TIMES]
+    assert found(read("hermes", f"{call}</think>{call}", thinking=True)) == [TIMES]
+    assert found(read("hermes", call, thinking=True)) == []
+    inside = ("weather", {"city": "</think>"})
+    assert found(read("hermes", f"<tool_call>{named(inside)}</tool_call>{call}")) == [inside, TIMES]
+    assert begins_in_thought("<|im_start|>assistant\n<think>\n")
+    assert not begins_in_thought("<think></think>")
+
+
 def test_what_is_for_the_user() -> None:
     thought, final = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant", "<|channel|>final<|message|>Hi!"
-    assert read("gpt-oss", thought + final) == Reply("Hi!", reasoning="Hm.")
-    assert read("command-r7b", "<|START_RESPONSE|>Hi!<|END_RESPONSE|>") == Reply("Hi!")
+    assert read("gpt-oss", thought + final) == Reply("Hi!", reasoning="Hm.", apart=True)
+    assert read("command-r7b", "<|START_RESPONSE|>Hi!<|END_RESPONSE|>") == Reply("Hi!", apart=True)
     assert read("gpt-oss", FAMILIES["gpt-oss"][1]).reasoning == "Think."
     assert read("command-r7b", FAMILIES["command-r7b"][1]).reasoning == "Well."
     assert read("llama-3", f"<|python_tag|>{named(TIMES, 'name', 'parameters')}").content == ""
@@ -239,6 +288,28 @@ def test_arguments_without_quotes_take_the_types_of_the_schema() -> None:
     assert found(read("glm-4.5", call("days", "12"))) == [("weather", {"days": 12})]
     assert found(read("glm-4.5", call("days", "12 or 13"))) == [("weather", {"days": "12 or 13"})]
     assert found(read("glm-4.5", call("else", "[1]"))) == [("weather", {"else": [1]})]
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": ["string", "null"]}, "12", "12"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "12", "12"),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"type": "string", "nullable": True}, "null", None),
+        ({"type": "integer", "nullable": True}, "null", None),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "boolean"}, "false", False),
+        ({"type": "integer"}, "12", 12),
+        (True, "a", "a"),
+        (True, "12", 12),
+    ],
+)
+def test_values_without_quotes(schema: Any, text: str, value: Any) -> None:
+    reply = Written(f"<tool_call>f<arg_key>x</arg_key><arg_value>{text}</arg_value></tool_call>")
+    tools = [{"name": "f", "parameters": {"type": "object", "properties": {"x": schema}}}]
+    assert found(read_reply(row("glm-4.5"), reply, tools, "")) == [("f", {"x": value})]
+    assert found(read_reply(row("glm-4.5"), reply, [{"name": "f", "parameters": None}], ""))[0][0] == "f"
 
 
 def test_one_bad_call_among_good_ones() -> None:
@@ -305,12 +376,12 @@ SHAPE = Shape(context=4096, vocab=300 + len(CONTROL))
 QUESTION = [{"role": "user", "content": "What is 6 times 7?"}]
 
 
-def talking(path: Path, template: str) -> pyllm.Model:
+def talking(path: Path, template: str, add_space_prefix: bool = False) -> pyllm.Model:
     metadata = llama_metadata(SHAPE) | tiny_vocabulary(300)
     metadata["tokenizer.ggml.tokens"] += list(CONTROL)
     metadata["tokenizer.ggml.scores"] += [0.0] * len(CONTROL)
     metadata["tokenizer.ggml.token_type"] += [3] * len(CONTROL)
-    metadata |= {"tokenizer.chat_template": template, "tokenizer.ggml.add_space_prefix": False}
+    metadata |= {"tokenizer.chat_template": template, "tokenizer.ggml.add_space_prefix": add_space_prefix}
     return pyllm.load(write_gguf(path, metadata, llama_tensors(SHAPE, Q8_0)))
 
 
@@ -479,6 +550,85 @@ def test_a_model_may_try_again(hermes: pyllm.Model) -> None:
     assert results == ["error: multiply: missing a required argument: 'y'", "42"]
 
 
+def test_arguments_become_what_the_hints_say(hermes: pyllm.Model) -> None:
+    seen: list[Any] = []
+
+    def convert(unit: Unit, pair: tuple[int, str], units: list[Unit] | None = None, size: float | str = 1.0) -> str:
+        """Convert.
+
+        Args:
+            unit: A unit
+            pair: Two
+            units: More
+            size: How large
+        """
+        seen.append((unit, pair, units, size))
+        return "done"
+
+    given: list[dict[str, Any]] = [
+        {"unit": "celsius", "pair": [1, "a"], "units": ["fahrenheit"], "size": 2},
+        {"unit": "kelvin", "pair": [1, "a"]},
+        {"unit": "celsius", "pair": [1]},
+        {"unit": "celsius", "pair": [True, "a"]},
+        {"unit": "celsius", "pair": [1, "a"], "size": None},
+        {"unit": "celsius", "pair": [1, "a"], "units": None, "size": "XL"},
+    ]
+    script = Script(hermes, call_text(hermes, *(("convert", arguments) for arguments in given)), "Done.")
+    end = run(hermes, QUESTION, [convert], logits_processor=script, max_tokens=None)
+    assert seen == [
+        (Unit.CELSIUS, (1, "a"), [Unit.FAHRENHEIT], 2),
+        (Unit.CELSIUS, (1, "a"), None, "XL"),
+    ]
+    results = [message["content"] for message in end.messages if message["role"] == "tool"]
+    assert [result.partition(": ")[0] for result in results] == ["done", *["error"] * 4, "done"]
+    assert results[1] == "error: convert: argument 'unit': 'kelvin' is not a valid Unit"
+    assert results[3] == "error: convert: argument 'pair': true is no int"
+
+
+def test_a_reply_that_is_cut_short_does_not_finish(hermes: pyllm.Model) -> None:
+    script = Script(hermes, call_text(hermes, ("multiply", {"x": 6, "y": 7})))
+    end = run(hermes, QUESTION, [multiply], logits_processor=script, max_tokens=5)
+    assert (len(end.messages), end.finished) == (2, False)
+
+
+def test_two_tools_of_one_name(hermes: pyllm.Model) -> None:
+    other = {"name": "multiply", "description": "Multiply otherwise", "parameters": {}}
+    with pytest.raises(ValueError, match="two tools are called 'multiply'"):
+        hermes.chat(QUESTION, tools=[multiply, other])
+
+
+def test_a_conversation_that_is_none(hermes: pyllm.Model) -> None:
+    with pytest.raises(TypeError, match="messages must be a list of mappings, not str"):
+        run(hermes, "What is 6 times 7?", [multiply])  # type: ignore[arg-type]
+
+
+def test_the_message_is_the_text(tmp_path: Path, hermes: pyllm.Model) -> None:
+    """With tools, too: without the stop string, and as the vocabulary's decoder gives it."""
+    text = "Yes, 42. STOP and more"
+    for tools in (None, [multiply]):
+        script = Script(hermes, text)
+        reply = hermes.chat(QUESTION, tools=tools, logits_processor=script, max_tokens=None, stop="STOP")
+        assert reply.message["content"] == reply.text == "Yes, 42. "
+    script = Script(hermes, call_text(hermes, ("multiply", {"x": 6, "y": 7})) + "Wait. STOP and more")
+    reply = hermes.chat(QUESTION, tools=[multiply], logits_processor=script, max_tokens=None, stop="STOP")
+    assert (reply.message["content"], len(reply.tool_calls)) == ("Wait.", 1)
+    with talking(tmp_path / "spaces.gguf", HERMES, add_space_prefix=True) as model:
+        script = Script(model, "Hello you")
+        reply = model.chat(QUESTION, tools=[multiply], logits_processor=script, max_tokens=None)
+        assert reply.message["content"] == reply.text
+
+
+def test_a_refused_chat_leaves_the_session_alone(hermes: pyllm.Model) -> None:
+    session = hermes.session()
+    session.chat(QUESTION, max_tokens=5, seed=1).tokens  # noqa: B018
+    before = session.tokens
+    wrong: list[dict[str, Any]] = [{"grammar": 3}, {"seed": -1}, {"sampler": pyllm.Sampler(logit_bias={10**6: 1.0})}]
+    for options in wrong:
+        with pytest.raises((TypeError, ValueError)):
+            session.chat([{"role": "user", "content": "other"}], **options)
+        assert session.tokens == before
+
+
 def test_what_a_tool_raises_is_the_callers(hermes: pyllm.Model) -> None:
     def fail() -> str:
         """Fail."""
@@ -563,7 +713,7 @@ def test_a_template_without_tools(tmp_path: Path) -> None:
 def test_a_template_of_an_unknown_way(tmp_path: Path) -> None:
     template = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with talking(tmp_path / "odd.gguf", template) as model:
-        reply = model.chat(QUESTION, tools=[multiply], max_tokens=2)
+        reply = model.chat(QUESTION, tools=[multiply], max_tokens=2, seed=3)
         assert reply.text
         with pytest.raises(pyllm.TokenizerError, match=r"read them from \.text"):
             reply.tool_calls  # noqa: B018
@@ -607,6 +757,28 @@ def test_templates_that_take_one_call_a_message(tmp_path: Path) -> None:
     messages += [*results[:2], {"role": "assistant", "content": "", "tool_calls": calls[2:]}, results[2]]
     text = shown(tmp_path, template, messages, [multiply])
     assert text.endswith("[What is 6 times 7?](So a)[A](b)[B](c)[C]")
+
+
+@pytest.mark.parametrize("ids", [("", "", "", ""), ("1", "2", "1", "2")], ids=["no ids", "the same ids again"])
+def test_results_belong_to_the_calls_before_them(tmp_path: Path, ids: tuple[str, ...]) -> None:
+    """Where a template takes one call a message."""
+    template = (
+        '<|start_header_id|>"parameters": {{ tools | length }}{% for m in messages %}{% if m.tool_calls %}'
+        "({{ m.tool_calls[0].function.name }}){% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+    )
+
+    def turn(first: int) -> list[dict[str, Any]]:
+        names = [("abcd"[i], {"id": ids[i]} if ids[i] else {}) for i in (first, first + 1)]
+        calls = [{"type": "function", "function": {"name": name, "arguments": {}}, **own} for name, own in names]
+        results = [
+            {"role": "tool", "content": name.upper(), **({"tool_call_id": own["id"]} if own else {})}
+            for name, own in names
+        ]
+        return [{"role": "assistant", "content": "", "tool_calls": calls}, *results]
+
+    more = {"role": "user", "content": "more"}
+    text = shown(tmp_path, template, [*QUESTION, *turn(0), more, *turn(2)], [multiply])
+    assert text.endswith("[What is 6 times 7?](a)[A](b)[B][more](c)[C](d)[D]")
 
 
 def test_templates_that_forget_calls(tmp_path: Path) -> None:

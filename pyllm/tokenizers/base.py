@@ -124,6 +124,10 @@ class Tokenizer(ABC):
             ids = self.encode_parts(parts)
         return self.frame(ids, bos=bos, eos=eos)
 
+    def encode_after(self, token: int, text: str) -> list[int]:
+        """Token ids of a text that goes on behind `token`: nothing is put before it that only begins a text."""
+        return self.encode_parts([token, *self._user_pieces.split(checked(text))])[1:]
+
     def encode_batch(
         self, texts: Iterable[str], *, bos: bool | None = None, eos: bool = False, special: bool = False
     ) -> list[list[int]]:

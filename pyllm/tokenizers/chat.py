@@ -95,7 +95,7 @@ def _foreign(
     variables: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """All that the template sees but does not come from the model's files."""
-    conversation = [_checked(message, number) for number, message in enumerate(_listed(messages))]
+    conversation = [_checked(message, number) for number, message in enumerate(messages_of(messages))]
     listed = list(tools) if tools else None
     given = {"messages": conversation, "tools": listed, "xml_tools": listed}  # as SmolLM 3's template names them
     return {**(variables or {}), **given, "documents": list(documents) if documents else None}
@@ -129,7 +129,8 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
 # ---- what callers pass ---------------------------------------------------------------------------------------------
 
 
-def _listed(messages: Sequence[Message]) -> list[Message]:
+def messages_of(messages: Sequence[Message]) -> list[Message]:
+    """Messages as a list. Raises `TypeError` for a single one or a text, `ValueError` where there are none."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise TypeError(f"messages must be a list of mappings, not {type(messages).__name__}")
     found = list(messages)
