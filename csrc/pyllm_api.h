@@ -1,7 +1,7 @@
 /* The boundary of the C library. Declarations only: this text is both the body of pyllm.h and the cdef() given to
  * cffi, so the two cannot drift. Python reaches nothing else.
  *
- * Contract. Every function that can fail returns a pl_status and, on failure, writes one sentence into *err, which
+ * Contract. Every function that can fail returns a pl_status, as int32_t, and, on failure, writes one sentence into *err, which
  * the caller owns and may not be NULL. Nothing here exits, prints, or touches file descriptors, environment, signal
  * or floating-point state. Shapes stand beside pointers; matrices are row-major, W is (rows, cols) and y = W x.
  * A pl_model is frozen after pl_model_finish: any number of threads may use it at once. A pl_session is one mutable
@@ -26,6 +26,8 @@ typedef struct pl_error {
 
 /* ---- the machine ----------------------------------------------------------------------------------------------- */
 
+enum { PL_MOST_THREADS = 1024 };
+
 /* Names of the kernel levels this machine can run, best first ("avx512", "avxvnni", "avx2", "scalar"; "i8mm",
  * "dotprod", "neon", "scalar"; NULL past the end). */
 const char *pl_isa_name(int32_t index);
@@ -47,7 +49,7 @@ double pl_barrier_seconds(int32_t threads, int32_t crossings);
 
 /* ---- weight types ---------------------------------------------------------------------------------------------- */
 
-/* One row of the table of weight types. Ids are GGUF's; those of PL_TYPE_PRIVATE and above are pyllm's own. */
+/* One row of the table of weight types. Ids are GGUF's; those above GGUF's are pyllm's own. */
 typedef struct pl_type_info {
     int32_t id;
     const char *name;       /* "Q4_K" */

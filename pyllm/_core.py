@@ -39,6 +39,8 @@ EXCEPTIONS: dict[int, type[Exception]] = {
     lib.PL_INTERRUPTED: Interrupted,
 }
 
+#: The most threads that a call may ask for.
+MOST_THREADS: int = lib.PL_MOST_THREADS
 #: The most positions a session may hold.
 LONGEST_CONTEXT: int = lib.PL_LONGEST_CONTEXT
 #: Positions whose keys and values lie in one page.

@@ -60,7 +60,6 @@ __all__ = ["Model", "Score", "Session", "load"]
 #: Precision to planes of activations: two make 16-bit activations, the model's own answer; one is 8-bit and faster.
 PLANES = {"high": 2, "fast": 1}
 KV_DTYPES = ("f16", "f32", "q8_0")
-MAX_THREADS = 1024
 #: Bytes of keys and values that are kept for prompts that begin like earlier ones.
 PREFIX_CACHE = 256 << 20
 UNBOUNDED = 1 << 62
@@ -697,8 +696,8 @@ class Model:
 
 
 def _checked_threads(threads: int) -> int:
-    if not 1 <= operator.index(threads) <= MAX_THREADS:
-        raise ValueError(f"threads must be in [1, {MAX_THREADS}], or None, not {threads}")
+    if not 1 <= operator.index(threads) <= _core.MOST_THREADS:
+        raise ValueError(f"threads must be in [1, {_core.MOST_THREADS}], or None, not {threads}")
     return operator.index(threads)
 
 

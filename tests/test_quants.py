@@ -161,7 +161,7 @@ def test_the_product_checks_its_arguments_too() -> None:
     assert run_matmul().tolist() == [[0.0, 0.0]]
     for changed, message in (
         ({"isa": "sse9"}, "'sse9' is unknown"),
-        ({"planes": 0}, "planes is 0"),
+        ({"planes": 0}, "columns in 0 planes"),
         ({"planes": 3}, "planes is 3"),
         ({"x": np.ones((0, 8))}, "n is 0"),
         ({"x": np.ones((1, 9))}, r"expected \(n, 8\)"),

@@ -135,11 +135,10 @@ static void *lend_hand(void *argument) {
 
 /* Runs the region on threads started for it, as many as the system gives, and returns how many they were. */
 static int32_t run_on_own_threads(region *r) {
-    enum { MOST = 1024 };
-    hand hands[MOST];
+    hand hands[PL_MOST_THREADS];
     crew c = {.region = r, .barrier = NEW_BARRIER};
     int32_t started = 0;
-    while (started < r->threads - 1 && started < MOST) {
+    while (started < r->threads - 1 && started < PL_MOST_THREADS) {
         hands[started] = (hand){.crew = &c, .index = started + 1};
         if (pthread_create(&hands[started].thread, NULL, lend_hand, &hands[started]) != 0) break;
         started++;

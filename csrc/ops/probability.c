@@ -28,3 +28,7 @@ double pl_log_softmax_at(const pl_kernels *kernels, const float *logits, int64_t
     }
     return (double)logits[token] - top - pl_log(total);
 }
+
+double pl_log_probability(const float *logits, int64_t vocab, int32_t token) {
+    return pl_log_softmax_at(pl_kernels_current(), logits, vocab, token);
+}
