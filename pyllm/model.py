@@ -397,6 +397,9 @@ class Model:
 
         Lazy: whoever reads one of them steps them all. What the others get meanwhile is kept until it is read: at most
         `max_tokens` tokens each. At most `max_batch` of them hold keys and values.
+
+        Raises as `generate`, `ValueError` for a number of samples or samplers that does not fit, and `TypeError` for a
+        lone text; all before anything is computed.
         """
         if operator.index(n) < 1 or (max_batch is not None and operator.index(max_batch) < 1):
             raise ValueError(f"n and max_batch must be at least 1, not {n} and {max_batch}")
@@ -420,7 +423,10 @@ class Model:
         return members
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The logits after each of `tokens`: float32 (n, vocab)."""
+        """The logits after each of `tokens`: float32 (n, vocab).
+
+        Raises `ValueError` for ids outside the vocabulary, `ContextLengthError` for more than a session holds.
+        """
         ids = self.check_tokens(tokens)
         with self.session() as session:
             session.check_room(len(ids))
@@ -507,7 +513,8 @@ class Model:
         """A new, empty `Session` for at most `context_length` tokens.
 
         `adapters`: one that `adapter()` opened, or several, each alone or with a scale, which are added in this order;
-        () is none, and None means those that the model was loaded with.
+        () is none, and None means those that the model was loaded with. Raises `ContextLengthError` for more positions
+        than the model was made for.
         """
         self.check_open()
         length = self._session_length(context_length)
@@ -517,6 +524,8 @@ class Model:
     def restore(self, path: str | os.PathLike[str], *, adapters: Adapters | None = None) -> Session:
         """The session that `Session.save` wrote with this model, loaded with the same precision and KV type, and with
         the same `adapters`, as `session` takes them.
+
+        Raises `ModelFormatError` for a damaged file or another model's, and `OSError` as `open` does.
         """
         return restore_session(self, path, adapters)
 

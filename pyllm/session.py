@@ -41,8 +41,8 @@ LOGIT_ROWS = 32
 class Session:
     """One timeline: the tokens so far and their keys and values. Made by `Model.session()`.
 
-    For one thread at a time: a second one that enters gets `SessionBusyError`. Where a call fails or is interrupted
-    (Ctrl-C), the session is as it was before the call.
+    For one thread at a time: a second one that enters gets `SessionBusyError`; after `close()` every method raises
+    `ClosedError`. Where a call fails or is interrupted (Ctrl-C), the session is as it was before the call.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Session:
             return self._native.kv(operator.index(layer))[0]
 
     def values(self, layer: int) -> npt.NDArray[np.float32]:
-        """The values of one layer: float32 (n_kv_heads, n, head_dim). See `keys`."""
+        """The values of one layer: float32 (n_kv_heads, n, head_dim), and what is raised: see `keys`."""
         with self._entered():
             return self._native.kv(operator.index(layer))[1]
 
@@ -186,7 +186,7 @@ class Session:
         Options as for `Model.generate`. A text prompt gets a beginning-of-text token only where the session is empty;
         elsewhere it is tokenized as the middle of a text.
         The session must be left alone while the generation is under way; to do something else with it, just stop
-        iterating.
+        iterating. Raises as `Model.generate`; the prompt must fit behind what is there.
         """
         options = Options(max_tokens, sampler, stop, seed, logprobs, timeout, logits_processor, grammar, speculation)
         ids = self._model.encode_prompt(prompt, after=self._tokens[-1] if self._tokens else None)
@@ -214,7 +214,7 @@ class Session:
         """Answer a conversation, the whole of which is given, in this session; see `Model.chat`.
 
         The session goes back, at once, to where its tokens and the conversation's part; what they begin with in common
-        is not read again.
+        is not read again. Raises as `Model.chat`, and leaves the session as it was then.
         """
         ids, reader = encode_conversation(
             self._model.need_tokenizer(), messages, tools, documents=documents, template_options=template_options
@@ -235,7 +235,7 @@ class Session:
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the session to a file, for `Model.restore`. The file appears whole or not at all."""
+        """Write the session to a file, for `Model.restore`. The file appears whole or not at all. Raises `OSError`."""
         with self._entered():
             self._expect(len(self._tokens))  # what a restored session will take its keys and values for
             header = {
@@ -307,8 +307,8 @@ class Session:
             prefixes.keep(self._tokens[: self._native.position], self._native, self._length)
 
     @property
-    def text(self) -> Sequence[int]:
-        """The tokens themselves, not a copy."""
+    def ids(self) -> Sequence[int]:
+        """The tokens themselves, not a copy as `tokens`."""
         return self._tokens
 
     @property

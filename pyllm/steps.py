@@ -86,7 +86,7 @@ class Steps:
         assert session is not None
         self._prompt = bool(tokens)
         if self._speculation and not tokens and not session.foreseen:
-            guess = self._speculation.draft(session.text, session.guessed_right, poll)
+            guess = self._speculation.draft(session.ids, session.guessed_right, poll)
         session.ask(tokens, poll, guess, ahead if not guess else None)
         self._in_question = True
 
