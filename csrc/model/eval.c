@@ -6,7 +6,7 @@
 static int32_t check_answers(const pl_model *model, const pl_run *run, pl_error *err) {
     int32_t wanted = run->n_logits, somewhere = run->logits != NULL || run->states != NULL;
     if (wanted < 0 || wanted > run->n || (wanted > 0 && !somewhere)) {
-        return pl_fail(err, PL_INVALID, "%d logits are asked of %lld tokens, or nowhere to put them is given", wanted,
+        return pl_fail(err, PL_INVALID, "%d logits of %lld tokens; expected 0 to as many, and a place for them", wanted,
                        (long long)run->n);
     }
     if (wanted > 0 && run->logits != NULL && pl_model_head(model) == NULL) {
@@ -14,7 +14,7 @@ static int32_t check_answers(const pl_model *model, const pl_run *run, pl_error 
     }
     if (run->n_hidden < 0 || (run->n_hidden > 0 && (run->hidden_layers == NULL || run->hidden == NULL))) {
         return pl_fail(err, PL_INVALID,
-                       "the residual stream is asked for after %d layers, or nowhere to put it is given",
+                       "the residual stream after %d layers; expected a list of them and a place for it",
                        run->n_hidden);
     }
     for (int32_t j = 0; j < run->n_hidden; j++) {
