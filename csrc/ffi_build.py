@@ -86,7 +86,7 @@ ffi.set_source(
     "pyllm._native",
     '#include "pyllm.h"',
     sources=relative(list(CSRC.rglob("*.c"))),
-    depends=relative([p for p in CSRC.rglob("*") if p.suffix in {".h", ".def", ".inc", ".py"}]),
+    depends=relative([p for p in CSRC.rglob("*") if p.suffix in {".h", ".inc", ".py"}]),
     include_dirs=["csrc"],
     extra_compile_args=sum((compile_args for compile_args, _ in flags), COMPILE_ARGS),
     extra_link_args=sum((link_args for _, link_args in flags), LINK_ARGS),

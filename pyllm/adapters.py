@@ -61,7 +61,7 @@ def open_adapter(
     Raises `ModelFormatError` for a damaged one, or one whose matrices are not the model's, and `UnsupportedModelError`
     for what is no plain LoRA.
     """
-    bindings = architectures.bindings(base, config)
+    bindings = architectures.bindings(base)
     places = _by_name(bindings)
     result, rank, count = _core.NativeAdapter(native), 0, 0
     opened = formats.open_adapter(path)

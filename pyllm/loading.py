@@ -11,7 +11,6 @@ import numpy as np
 
 from pyllm import _core, architectures
 from pyllm.architectures import Binding
-from pyllm.config import ModelConfig
 from pyllm.errors import ModelFormatError
 from pyllm.formats.checkpoint import Checkpoint, TensorSpec
 from pyllm.formats.weight_types import F32, FLOATS, MXFP4, WEIGHT_TYPES, fitting_type
@@ -42,9 +41,9 @@ def bind_all(
     native.finish()
 
 
-def reader(checkpoint: Checkpoint, config: ModelConfig) -> Callable[[str, int], Floats | None]:
+def reader(checkpoint: Checkpoint) -> Callable[[str, int], Floats | None]:
     """Dequantises the tensor of a slot and layer when it is called: float32 (rows, cols), None where there is none."""
-    bindings = {(b.slot, b.layer): b for b in architectures.bindings(checkpoint, config)}
+    bindings = {(b.slot, b.layer): b for b in architectures.bindings(checkpoint)}
 
     def read(slot: str, layer: int) -> Floats | None:
         b = bindings.get((slot, layer))

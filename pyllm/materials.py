@@ -84,7 +84,7 @@ def _as_it_lies(checkpoint: Checkpoint, spec: TensorSpec) -> Material:
 def _described(checkpoint: Checkpoint, tokenizer: GivenTokenizer) -> Contents:
     """A model of another format under GGUF's names."""
     config = architectures.describe(checkpoint)
-    plan = to_gguf.plan(checkpoint, config, architectures.bindings(checkpoint, config))
+    plan = to_gguf.plan(checkpoint, config, architectures.bindings(checkpoint))
     path = checkpoint.path
     metadata = {"general.name": path.name if path.is_dir() else path.stem, **plan.metadata}
     if path.is_dir():

@@ -131,7 +131,7 @@ def load(
     checkpoint = formats.open_checkpoint(find(source, progress))
     try:
         config = architectures.describe(checkpoint)
-        bindings = architectures.bindings(checkpoint, config)
+        bindings = architectures.bindings(checkpoint)
         kv_dtype = kv_dtype or _usual_kv_dtype(checkpoint, bindings, dtype)
         chosen = _choose_tokenizer(tokenizer, checkpoint, config)
         native = _core.NativeModel(config, planes=PLANES[precision], kv_type=kv_dtype, threads=threads)
@@ -556,7 +556,7 @@ class Model:
         self._check_unchanged()
         checkpoint = formats.open_checkpoint(self._path)
         try:
-            export_llama2c(path, self._config, reader(checkpoint, self._config), version=version, group_size=group_size)
+            export_llama2c(path, self._config, reader(checkpoint), version=version, group_size=group_size)
         finally:
             checkpoint.close()
 

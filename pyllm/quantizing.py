@@ -115,7 +115,7 @@ def _export(
 ) -> None:
     config = architectures.describe(checkpoint)
     with reporting(progress, f"writing {os.path.basename(target)}") as report:
-        export_llama2c(target, config, reader(checkpoint, config), version=version, progress=report)
+        export_llama2c(target, config, reader(checkpoint), version=version, progress=report)
 
 
 def _write(

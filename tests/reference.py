@@ -67,7 +67,7 @@ def read_weights(path: Path) -> tuple[ModelConfig, Weights]:
     try:
         config = architectures.describe(checkpoint)
         weights: Weights = {}
-        for b in architectures.bindings(checkpoint, config):
+        for b in architectures.bindings(checkpoint):
             with checkpoint.view(b.tensor) as data:
                 values = _core.dequantize(b.tensor.type_id, b.rows, b.cols, data, b.tensor.group)
             quantised = b.tensor.type_id not in FLOAT_TYPES and b.tensor.group % BLOCK == 0 == b.cols % BLOCK

@@ -35,7 +35,7 @@ def described(changes: dict[str, Any] | None = None) -> ModelConfig:
 
 
 def bound(checkpoint: Checkpoint) -> dict[tuple[str, int], Binding]:
-    found = architectures.bindings(checkpoint, architectures.describe(checkpoint))
+    found = architectures.bindings(checkpoint)
     by_place = {(b.slot, b.layer): b for b in found}
     assert len(by_place) == len(found)
     return by_place
@@ -146,7 +146,7 @@ def test_fields_that_change_nothing(fields: dict[str, Any]) -> None:
 def test_unknown_demands_are_named(fields: dict[str, Any], message: str) -> None:
     checkpoint = checkpoint_of(fields)
     with pytest.raises(UnsupportedModelError, match=f"tiny.gguf: .*{message}"):
-        architectures.bindings(checkpoint, architectures.describe(checkpoint))
+        architectures.bindings(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_unknown_demands_are_named(fields: dict[str, Any], message: str) -> None
 def test_impossible_fields_are_named(fields: dict[str, Any], message: str) -> None:
     checkpoint = checkpoint_of(fields)
     with pytest.raises(ModelFormatError, match=f"tiny.gguf: .*{message}"):
-        architectures.bindings(checkpoint, architectures.describe(checkpoint))
+        architectures.bindings(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_norm.bias", "blk.0.ffn_gate_inp.weight", "blk.2.ffn_up.weight", "extra"])
@@ -225,4 +225,4 @@ def test_real_model(smollm2: Path) -> None:
     config = architectures.describe(checkpoint)
     eps = float(np.float32(1e-5))
     assert config == ModelConfig("llama", 576, 1536, 30, 9, 3, 64, 49152, 8192, eps, 100000.0, 64, True)
-    assert len(architectures.bindings(checkpoint, config)) == 272
+    assert len(architectures.bindings(checkpoint)) == 272

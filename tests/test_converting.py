@@ -39,7 +39,7 @@ WRITTEN = [name for name in MODELS if name not in REFUSED]
 
 def slots(checkpoint: Checkpoint) -> tuple[ModelConfig, dict[tuple[str, int, int], Binding]]:
     config = architectures.describe(checkpoint)
-    return config, {(b.slot, b.layer, b.expert): b for b in architectures.bindings(checkpoint, config)}
+    return config, {(b.slot, b.layer, b.expert): b for b in architectures.bindings(checkpoint)}
 
 
 @pytest.mark.parametrize("name", WRITTEN)

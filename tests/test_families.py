@@ -100,7 +100,7 @@ def run(config: ModelConfig, path: Path) -> Array:
     """Logits of a model file run by another config than its own."""
     checkpoint = formats.open_checkpoint(path)
     native = _core.NativeModel(config, planes=2, kv_type="f32", threads=1)
-    loading.bind_all(native, checkpoint, architectures.bindings(checkpoint, config), None, None)
+    loading.bind_all(native, checkpoint, architectures.bindings(checkpoint), None, None)
     session = native.new_session(config.context_length)
     logits = session.eval(TABLE["tokens"], len(TABLE["tokens"])).copy()
     session.close()
@@ -412,8 +412,7 @@ def test_four_bit_floats_of_gpt_oss(tmp_path: Path) -> None:
     edit_config(rewrite(path, pack), quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": []})
     table = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
     with contextlib.closing(formats.open_checkpoint(path)) as checkpoint:
-        config = architectures.describe(checkpoint)
-        bound = {(b.slot, b.layer, b.expert): b for b in architectures.bindings(checkpoint, config)}
+        bound = {(b.slot, b.layer, b.expert): b for b in architectures.bindings(checkpoint)}
         for slot, name, start in (("gate", "gate_up", 0), ("up", "gate_up", 1), ("down", "down", 0)):
             codes, scales = (array[2] for array in blocks[f"model.layers.1.mlp.experts.{name}_proj"])
             values = np.array(table, np.float32)[np.stack((codes & 15, codes >> 4), -1)]
@@ -551,4 +550,4 @@ def test_any_value_in_a_config_gives_a_model_or_an_error(name: str, tmp_path: Pa
             continue
         checkpoint = formats.folder.assemble(Path("x"), changed, [(Path("x/model.safetensors"), weights)], {})
         with contextlib.suppress(PyllmError):  # nothing else may be raised
-            architectures.bindings(checkpoint, architectures.describe(checkpoint))
+            architectures.bindings(checkpoint)

@@ -50,7 +50,7 @@ def values(checkpoint: Checkpoint, name: str) -> Array:
 
 def source_of(checkpoint: Checkpoint) -> TensorSource:
     """What the exporter asks: (slot, layer) -> fp32 values."""
-    bound = architectures.bindings(checkpoint, config_of(checkpoint))
+    bound = architectures.bindings(checkpoint)
     tensors = {(b.slot, b.layer): b.tensor.name for b in bound}
     return lambda slot, layer: values(checkpoint, tensors[slot, layer]) if (slot, layer) in tensors else None
 
@@ -113,7 +113,7 @@ def test_describes_the_model() -> None:
 
 def test_binds_every_tensor_to_its_slot() -> None:
     checkpoint = parsed(tinyllama2c.v1_bytes(SHAPE, WEIGHTS, shared=False))
-    bound = architectures.bindings(checkpoint, config_of(checkpoint))
+    bound = architectures.bindings(checkpoint)
     assert len(bound) == len(checkpoint.tensors)
     by_slot = {(b.slot, b.layer): b for b in bound}
     assert by_slot["gate", 1].tensor.name == "layers.1.w1"

@@ -99,7 +99,7 @@ def includes(path: Path, bracket: str) -> list[str]:
 
 
 def c_files() -> list[Path]:
-    return sorted(path for path in CSRC.rglob("*") if path.suffix in {".c", ".h", ".def", ".inc"})
+    return sorted(path for path in CSRC.rglob("*") if path.suffix in {".c", ".h", ".inc"})
 
 
 def layer(path: Path) -> str:

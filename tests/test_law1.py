@@ -75,7 +75,7 @@ def load(path: Path, *, planes: int = 2, kv_type: str = "f16", threads: int = 1)
     checkpoint = formats.open_checkpoint(path)
     config = architectures.describe(checkpoint)
     model = _core.NativeModel(config, planes=planes, kv_type=kv_type, threads=threads)
-    for b in architectures.bindings(checkpoint, config):
+    for b in architectures.bindings(checkpoint):
         with checkpoint.view(b.tensor) as data:
             model.bind(b.slot, b.layer, b.tensor.type_id, b.rows, b.cols, data, b.tensor.group)
     checkpoint.close()

@@ -32,7 +32,7 @@ def native_model(path: Path, threads: int = 1) -> NativeModel:
     checkpoint = formats.open_checkpoint(path)
     config = architectures.describe(checkpoint)
     model = NativeModel(config, planes=2, kv_type="f16", threads=threads)
-    for b in architectures.bindings(checkpoint, config):
+    for b in architectures.bindings(checkpoint):
         with checkpoint.view(b.tensor) as data:
             model.bind(b.slot, b.layer, b.tensor.type_id, b.rows, b.cols, data, b.tensor.group)
     model.finish()

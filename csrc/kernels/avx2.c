@@ -96,7 +96,7 @@ PL_INLINE float fold(__m256 low, __m256 high) {
 }
 
 static void rmsnorm_avx2(const float *x, const float *weight, int64_t n, float eps, float *out) {
-    int64_t n16 = (n + 15) / 16 * 16;
+    int64_t n16 = pl_pad(n);
     __m256 lane[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int64_t i = 0; i < n16; i += 2 * LANES) {
         PL_UNROLL for (int j = 0; j < 2; j++) {

@@ -227,6 +227,4 @@ const pl_kernels pl_kernels_avx512 = {
     .weigh_q8_0 = weigh_q8_0_avx512,
 };
 
-#else
-typedef int pl_avx512_empty; /* ISO C wants a declaration in every file */
 #endif

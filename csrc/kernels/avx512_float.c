@@ -82,6 +82,4 @@ FLOAT_MATMUL(bf16, PL_PACK_BF16)
 
 PL_TARGET_END
 
-#else
-typedef int pl_avx512_float_empty; /* ISO C wants a declaration in every file */
 #endif

@@ -303,6 +303,4 @@ QUANTISED_MATMUL(q2k, SCALE_Q2K, 2, 0, 1)
 
 PL_TARGET_END
 
-#else
-typedef int pl_avx512_quantised_empty; /* ISO C wants a declaration in every file */
 #endif

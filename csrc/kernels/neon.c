@@ -210,7 +210,7 @@ PL_INLINE float fold(const float32x4_t lane[4]) {
 }
 
 void pl_neon_rmsnorm(const float *x, const float *weight, int64_t n, float eps, float *out) {
-    int64_t n16 = (n + 15) / 16 * 16;
+    int64_t n16 = pl_pad(n);
     float32x4_t lane[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
     for (int64_t i = 0; i < n16; i += 16) {
         for (int j = 0; j < 4; j++) {

@@ -298,7 +298,7 @@ static float fold(float lane[16]) {
 }
 
 static void rmsnorm(const float *x, const float *weight, int64_t n, float eps, float *out) {
-    int64_t n16 = (n + 15) / 16 * 16;
+    int64_t n16 = pl_pad(n);
     float lane[16] = {0};
     for (int64_t i = 0; i < n16; i++) lane[i % 16] = fmaf(x[i], x[i], lane[i % 16]);
     float inverse = 1.0f / sqrtf(fold(lane) / (float)n + eps);
@@ -405,7 +405,7 @@ void pl_scale(float *x, float scale, int64_t n) {
 }
 
 void pl_centre(const float *x, int64_t n, float *out) {
-    int64_t n16 = (n + 15) / 16 * 16;
+    int64_t n16 = pl_pad(n);
     float lane[16] = {0};
     for (int64_t i = 0; i < n16; i += 16) {
         for (int j = 0; j < 16; j++) lane[j] += x[i + j];

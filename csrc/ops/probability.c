@@ -10,7 +10,7 @@ enum { BLOCK = 1024 };
 /* The sum of e^(x - max) over one block, and its max. */
 static float block_sum(const pl_kernels *kernels, const float *x, int64_t n, float *max) {
     float copy[BLOCK];
-    int64_t n16 = (n + 15) / 16 * 16;
+    int64_t n16 = pl_pad(n);
     memcpy(copy, x, (size_t)n * sizeof *x);
     for (int64_t i = n; i < n16; i++) copy[i] = -INFINITY;
     return kernels->softmax(copy, n16, 1.0f, max);

@@ -145,7 +145,7 @@ def describe(checkpoint: Checkpoint) -> ModelConfig:
     return _description(checkpoint).config
 
 
-def bindings(checkpoint: Checkpoint, config: ModelConfig) -> list[Binding]:
+def bindings(checkpoint: Checkpoint) -> list[Binding]:
     """Every tensor with its slot, in the order of the forward pass. Raises as `describe` does."""
     return bind(checkpoint, _description(checkpoint))
 

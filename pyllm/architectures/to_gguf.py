@@ -287,7 +287,7 @@ def _read_back(
     written = Checkpoint(checkpoint.path, "gguf", single, specs, memoryview(b""))
     try:
         config = architectures.describe(written)
-        return config, architectures.bindings(written, config)
+        return config, architectures.bindings(written)
     except PyllmError as error:
         raise UnsupportedModelError(f"{checkpoint.path}: as GGUF it could not be read again: {error}") from None
 

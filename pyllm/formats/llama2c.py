@@ -21,7 +21,6 @@ from pyllm.formats.checkpoint import Buffer, Checkpoint, TensorSpec
 from pyllm.formats.weight_types import F32, LLAMA2C_Q8
 
 MAGIC = b"24ka"  # 0x616b3432, little-endian
-SWAPPED_MAGIC = b"ak42"
 FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 V0_HEADER_BYTES = 28
 HEADER_BYTES = 256

@@ -32,8 +32,8 @@ def exercise(data: bytes) -> str:
     try:
         checkpoint = parse(Path("fuzzed"), memoryview(data))
         check_invariants(checkpoint, len(data))
-        config = architectures.describe(checkpoint)
-        for binding in architectures.bindings(checkpoint, config):
+        architectures.describe(checkpoint)
+        for binding in architectures.bindings(checkpoint):
             if binding.rows < 1 or binding.cols < 1:
                 raise AssertionError(f"{binding} has no weights")
     except PyllmError as error:
