@@ -260,23 +260,15 @@ static void weigh_q8_0_avx2(const pl_block_q8_0 *value, int64_t tokens, int64_t 
 PL_TARGET_END
 
 /* Levels that differ in how they multiply quantised weights. */
+#define ENTRY_avx2(type, packing, ...) [packing] = pl_avx2_matmul_##type,
+#define ENTRY_avxvnni(type, packing, ...) [packing] = pl_avxvnni_matmul_##type,
 #define AVX2_TABLE(level) \
     { \
         .name = #level, \
         .matmul = {[PL_PACK_F32] = pl_avx2_matmul_f32, \
                    [PL_PACK_F16] = pl_avx2_matmul_f16, \
                    [PL_PACK_BF16] = pl_avx2_matmul_bf16, \
-                   [PL_PACK_Q8] = pl_##level##_matmul_q8, \
-                   [PL_PACK_Q8F] = pl_##level##_matmul_q8f, \
-                   [PL_PACK_Q4] = pl_##level##_matmul_q4, \
-                   [PL_PACK_Q4M] = pl_##level##_matmul_q4m, \
-                   [PL_PACK_Q5] = pl_##level##_matmul_q5, \
-                   [PL_PACK_Q5M] = pl_##level##_matmul_q5m, \
-                   [PL_PACK_Q4K] = pl_##level##_matmul_q4k, \
-                   [PL_PACK_Q5K] = pl_##level##_matmul_q5k, \
-                   [PL_PACK_Q6K] = pl_##level##_matmul_q6k, \
-                   [PL_PACK_Q8H] = pl_##level##_matmul_q8h, \
-                   [PL_PACK_Q2K] = pl_##level##_matmul_q2k}, \
+                   PL_QUANTISED_PACKINGS(ENTRY_##level)}, \
         .quantize = quantize_avx2, \
         .rmsnorm = rmsnorm_avx2, \
         .swiglu = swiglu_avx2, \

@@ -5,13 +5,9 @@
 #include "kernels/kernels.h"
 
 pl_matmul_fn pl_avx2_matmul_f32, pl_avx2_matmul_f16, pl_avx2_matmul_bf16;
-pl_matmul_fn pl_avx2_matmul_q8, pl_avx2_matmul_q8f, pl_avx2_matmul_q4, pl_avx2_matmul_q4m, pl_avx2_matmul_q5;
-pl_matmul_fn pl_avx2_matmul_q5m, pl_avx2_matmul_q4k, pl_avx2_matmul_q5k, pl_avx2_matmul_q6k;
-pl_matmul_fn pl_avx2_matmul_q8h, pl_avx2_matmul_q2k;
-
-pl_matmul_fn pl_avxvnni_matmul_q8, pl_avxvnni_matmul_q8f, pl_avxvnni_matmul_q4, pl_avxvnni_matmul_q4m;
-pl_matmul_fn pl_avxvnni_matmul_q5, pl_avxvnni_matmul_q5m, pl_avxvnni_matmul_q4k, pl_avxvnni_matmul_q5k;
-pl_matmul_fn pl_avxvnni_matmul_q6k, pl_avxvnni_matmul_q8h, pl_avxvnni_matmul_q2k;
+#define PL_DECLARE(type, ...) pl_matmul_fn pl_avx2_matmul_##type, pl_avxvnni_matmul_##type;
+PL_QUANTISED_PACKINGS(PL_DECLARE)
+#undef PL_DECLARE
 
 /* vpdpbusd of 256 bits. Processors with AVX-512 know the same instruction in another encoding, so that tests can have
  * the level's bits looked at where there is no AVX-VNNI: they build with PL_AVXVNNI_BY_AVX512. */

@@ -160,7 +160,8 @@ PL_INLINE int widest(pl_packing packing, int planes) {
     return bits_of(packing) == 8 ? MAX_VECTORS : MAX_VECTORS / planes;
 }
 
-PL_AVX2_MATMULS(avx2)
+#define MATMUL(type, packing, ...) PL_AVX2_MATMUL(avx2, type, packing)
+PL_QUANTISED_PACKINGS(MATMUL)
 
 PL_TARGET_END
 #endif

@@ -19,54 +19,20 @@ enum {
 
 /* ---- a block of a strip: 32 k, part j of a struct --------------------------------------------------------------- */
 
-PL_INLINE int bits_of(pl_packing packing) {
-    if (packing == PL_PACK_Q4 || packing == PL_PACK_Q4M || packing == PL_PACK_Q4K) return 4;
-    if (packing == PL_PACK_Q5 || packing == PL_PACK_Q5M || packing == PL_PACK_Q5K) return 5;
-    if (packing == PL_PACK_Q2K) return 2;
-    return packing == PL_PACK_Q6K ? 6 : 8;
-}
+PL_INLINE int bits_of(pl_packing packing) { return pl_packings[packing].bits; }
 
-/* log2 of how much a stored code is above the meant one; -1 if it is not, as where a minimum says it. */
-PL_INLINE int log2_bias_of(pl_packing packing) {
-    if (packing == PL_PACK_Q4) return 3;
-    if (packing == PL_PACK_Q5) return 4;
-    if (packing == PL_PACK_Q6K) return 5;
-    return packing == PL_PACK_Q8 || packing == PL_PACK_Q8F || packing == PL_PACK_Q8H ? 7 : -1;
-}
+PL_INLINE int log2_bias_of(pl_packing packing) { return pl_packings[packing].log2_bias; }
+
+PL_INLINE int parts_of(pl_packing packing) { return pl_packings[packing].parts; }
+
+PL_INLINE int steps_of(pl_packing packing) { return pl_packings[packing].steps; }
+
+PL_INLINE int has_minimum(pl_packing packing) { return pl_packings[packing].has_minimum; }
+
+PL_INLINE int64_t struct_bytes(pl_packing packing) { return pl_packings[packing].bytes; }
 
 /* Whether scales are the product of a struct's and a small integer. */
-PL_INLINE int is_nested(pl_packing packing) {
-    return packing == PL_PACK_Q4K || packing == PL_PACK_Q5K || packing == PL_PACK_Q6K || packing == PL_PACK_Q2K;
-}
-
-/* Blocks of 32 k in a struct. */
-PL_INLINE int parts_of(pl_packing packing) { return is_nested(packing) || packing == PL_PACK_Q8H ? 8 : 1; }
-
-/* Scales in 32 k: two have one for each half. */
-PL_INLINE int steps_of(pl_packing packing) {
-    return packing == PL_PACK_Q6K || packing == PL_PACK_Q8H || packing == PL_PACK_Q2K ? 2 : 1;
-}
-
-PL_INLINE int has_minimum(pl_packing packing) {
-    return packing == PL_PACK_Q4M || packing == PL_PACK_Q5M || packing == PL_PACK_Q4K || packing == PL_PACK_Q5K ||
-           packing == PL_PACK_Q2K;
-}
-
-PL_INLINE int64_t struct_bytes(pl_packing packing) {
-    switch (packing) {
-        case PL_PACK_Q8: return sizeof(pl_strip_q8);
-        case PL_PACK_Q8F: return sizeof(pl_strip_q8f);
-        case PL_PACK_Q4: return sizeof(pl_strip_q4);
-        case PL_PACK_Q4M: return sizeof(pl_strip_q4m);
-        case PL_PACK_Q5: return sizeof(pl_strip_q5);
-        case PL_PACK_Q5M: return sizeof(pl_strip_q5m);
-        case PL_PACK_Q4K: return sizeof(pl_strip_q4k);
-        case PL_PACK_Q5K: return sizeof(pl_strip_q5k);
-        case PL_PACK_Q8H: return sizeof(pl_strip_q8h);
-        case PL_PACK_Q2K: return sizeof(pl_strip_q2k);
-        default: return sizeof(pl_strip_q6k);
-    }
-}
+PL_INLINE int is_nested(pl_packing packing) { return parts_of(packing) > 1 && packing != PL_PACK_Q8H; }
 
 /* Codes end every struct. */
 PL_INLINE const void *codes_of(pl_packing packing, const void *block, int j) {
@@ -301,17 +267,5 @@ PL_INLINE void matmul(pl_packing packing, int planes, const void *strip, const p
             else matmul(packing, 1, strip, x, first, n, y, ldy, add); \
         } \
     }
-#define PL_AVX2_MATMULS(level) \
-    PL_AVX2_MATMUL(level, q8, PL_PACK_Q8) \
-    PL_AVX2_MATMUL(level, q8f, PL_PACK_Q8F) \
-    PL_AVX2_MATMUL(level, q4, PL_PACK_Q4) \
-    PL_AVX2_MATMUL(level, q4m, PL_PACK_Q4M) \
-    PL_AVX2_MATMUL(level, q5, PL_PACK_Q5) \
-    PL_AVX2_MATMUL(level, q5m, PL_PACK_Q5M) \
-    PL_AVX2_MATMUL(level, q4k, PL_PACK_Q4K) \
-    PL_AVX2_MATMUL(level, q5k, PL_PACK_Q5K) \
-    PL_AVX2_MATMUL(level, q6k, PL_PACK_Q6K) \
-    PL_AVX2_MATMUL(level, q8h, PL_PACK_Q8H) \
-    PL_AVX2_MATMUL(level, q2k, PL_PACK_Q2K)
 
 #endif

@@ -200,22 +200,13 @@ static void weigh_q8_0_avx512(const pl_block_q8_0 *value, int64_t tokens, int64_
 
 PL_TARGET_END
 
+#define ENTRY(type, packing, ...) [packing] = pl_avx512_matmul_##type,
 const pl_kernels pl_kernels_avx512 = {
     .name = "avx512",
     .matmul = {[PL_PACK_F32] = pl_avx512_matmul_f32,
                [PL_PACK_F16] = pl_avx512_matmul_f16,
                [PL_PACK_BF16] = pl_avx512_matmul_bf16,
-               [PL_PACK_Q8] = pl_avx512_matmul_q8,
-               [PL_PACK_Q8F] = pl_avx512_matmul_q8f,
-               [PL_PACK_Q4] = pl_avx512_matmul_q4,
-               [PL_PACK_Q4M] = pl_avx512_matmul_q4m,
-               [PL_PACK_Q5] = pl_avx512_matmul_q5,
-               [PL_PACK_Q5M] = pl_avx512_matmul_q5m,
-               [PL_PACK_Q4K] = pl_avx512_matmul_q4k,
-               [PL_PACK_Q5K] = pl_avx512_matmul_q5k,
-               [PL_PACK_Q6K] = pl_avx512_matmul_q6k,
-               [PL_PACK_Q8H] = pl_avx512_matmul_q8h,
-               [PL_PACK_Q2K] = pl_avx512_matmul_q2k},
+               PL_QUANTISED_PACKINGS(ENTRY)},
     .quantize = quantize_avx512,
     .rmsnorm = rmsnorm_avx512,
     .swiglu = swiglu_avx512,

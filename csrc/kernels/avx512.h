@@ -10,9 +10,9 @@
 #define PL_AVX512_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
 
 pl_matmul_fn pl_avx512_matmul_f32, pl_avx512_matmul_f16, pl_avx512_matmul_bf16;
-pl_matmul_fn pl_avx512_matmul_q8, pl_avx512_matmul_q8f, pl_avx512_matmul_q4, pl_avx512_matmul_q4m, pl_avx512_matmul_q5;
-pl_matmul_fn pl_avx512_matmul_q5m, pl_avx512_matmul_q4k, pl_avx512_matmul_q5k, pl_avx512_matmul_q6k;
-pl_matmul_fn pl_avx512_matmul_q8h, pl_avx512_matmul_q2k;
+#define PL_DECLARE(type, ...) pl_matmul_fn pl_avx512_matmul_##type;
+PL_QUANTISED_PACKINGS(PL_DECLARE)
+#undef PL_DECLARE
 
 PL_TARGET_BEGIN(PL_AVX512_TARGET)
 

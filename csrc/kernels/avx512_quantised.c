@@ -30,6 +30,14 @@ typedef struct shape {
     int bytes;   /* of a struct of the strip; the codes of its blocks stand last */
 } shape;
 
+PL_INLINE scales scales_of(pl_packing packing) {
+    if (packing == PL_PACK_Q8F) return SCALE_F32;
+    if (packing == PL_PACK_Q8H) return SCALE_Q8H;
+    if (packing == PL_PACK_Q6K) return SCALE_Q6K;
+    if (packing == PL_PACK_Q2K) return SCALE_Q2K;
+    return packing == PL_PACK_Q4K || packing == PL_PACK_Q5K ? SCALE_K : SCALE_F16;
+}
+
 PL_INLINE int blocks_of(shape t) { return t.scales >= SCALE_K ? 8 : 1; }
 
 PL_INLINE int steps_of(shape t) { return t.scales >= SCALE_Q6K ? 2 : 1; }
@@ -279,27 +287,22 @@ PL_INLINE void matmul(shape t, int planes, const uint8_t *strip, int64_t count, 
     }
 }
 
-#define QUANTISED_MATMUL(type, scales, bits, offset, minimum) \
+PL_INLINE shape shape_of(pl_packing packing) {
+    const pl_packing_info *p = &pl_packings[packing];
+    return (shape){scales_of(packing), p->bits, p->log2_bias < 0 ? 0 : p->log2_bias, p->has_minimum, p->bytes};
+}
+
+#define QUANTISED_MATMUL(type, packing, ...) \
     void pl_avx512_matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, \
                                  float *y, int64_t ldy, int add) { \
-        const shape t = {scales, bits, offset, minimum, sizeof(pl_strip_##type)}; \
+        const shape t = shape_of(packing); \
         if (x->planes == 2) { \
             matmul(t, 2, strips, count, x, first, n, y, ldy, add); \
         } else { \
             matmul(t, 1, strips, count, x, first, n, y, ldy, add); \
         } \
     }
-QUANTISED_MATMUL(q8, SCALE_F16, 8, 7, 0)
-QUANTISED_MATMUL(q8f, SCALE_F32, 8, 7, 0)
-QUANTISED_MATMUL(q4, SCALE_F16, 4, 3, 0)
-QUANTISED_MATMUL(q4m, SCALE_F16, 4, 0, 1)
-QUANTISED_MATMUL(q5, SCALE_F16, 5, 4, 0)
-QUANTISED_MATMUL(q5m, SCALE_F16, 5, 0, 1)
-QUANTISED_MATMUL(q4k, SCALE_K, 4, 0, 1)
-QUANTISED_MATMUL(q5k, SCALE_K, 5, 0, 1)
-QUANTISED_MATMUL(q6k, SCALE_Q6K, 6, 5, 0)
-QUANTISED_MATMUL(q8h, SCALE_Q8H, 8, 7, 0)
-QUANTISED_MATMUL(q2k, SCALE_Q2K, 2, 0, 1)
+PL_QUANTISED_PACKINGS(QUANTISED_MATMUL)
 
 PL_TARGET_END
 

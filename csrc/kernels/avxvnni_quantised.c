@@ -56,7 +56,8 @@ PL_INLINE void add_block(pl_packing packing, int planes, int columns, const void
     }
 }
 
-PL_AVX2_MATMULS(avxvnni)
+#define MATMUL(type, packing, ...) PL_AVX2_MATMUL(avxvnni, type, packing)
+PL_QUANTISED_PACKINGS(MATMUL)
 
 PL_TARGET_END
 #endif

@@ -292,7 +292,14 @@ PL_INLINE void matmul_quantised(open_fn open, traits t, const void *strip, const
     }
 }
 
-/* chain: an int16 holds a step's 8 products of at most 31 * 128, or 4 of 32 * 128, but not two of 128 * 128. */
+/* An int16 holds a step's 8 products of at most 31 * 128, or 4 of 32 * 128, but not two of 128 * 128. Codes of 6 and 8
+ * bits are opened as they are meant. */
+PL_INLINE traits traits_of(pl_packing packing) {
+    const pl_packing_info *p = &pl_packings[packing];
+    int bias = p->bits < 6 && p->log2_bias >= 0 ? 1 << p->log2_bias : 0;
+    return (traits){bias, p->bits == 8 ? 1 : 8 / p->steps, p->steps, p->has_minimum};
+}
+
 #define PL_NEON_MATMUL(type, packing, ...) \
     static void matmul_##type(const void *strips, int64_t count, const pl_acts *x, int64_t first, int64_t n, float *y, \
                               int64_t ldy, int add) { \
@@ -302,38 +309,19 @@ PL_INLINE void matmul_quantised(open_fn open, traits t, const void *strip, const
             return; \
         } \
         for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) { \
-            matmul_quantised(open_##type, (traits){__VA_ARGS__}, strip, x, first, n, y, ldy, add); \
+            matmul_quantised(open_##type, traits_of(packing), strip, x, first, n, y, ldy, add); \
         } \
     }
-PL_NEON_MATMUL(q8, PL_PACK_Q8, .bias = 0, .chain = 1, .steps = 1)
-PL_NEON_MATMUL(q8f, PL_PACK_Q8F, .bias = 0, .chain = 1, .steps = 1)
-PL_NEON_MATMUL(q4, PL_PACK_Q4, .bias = 8, .chain = 8, .steps = 1)
-PL_NEON_MATMUL(q4m, PL_PACK_Q4M, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
-PL_NEON_MATMUL(q5, PL_PACK_Q5, .bias = 16, .chain = 8, .steps = 1)
-PL_NEON_MATMUL(q5m, PL_PACK_Q5M, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
-PL_NEON_MATMUL(q4k, PL_PACK_Q4K, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
-PL_NEON_MATMUL(q5k, PL_PACK_Q5K, .bias = 0, .chain = 8, .steps = 1, .has_minimum = 1)
-PL_NEON_MATMUL(q6k, PL_PACK_Q6K, .bias = 0, .chain = 4, .steps = 2)
-PL_NEON_MATMUL(q8h, PL_PACK_Q8H, .bias = 0, .chain = 1, .steps = 2)
-PL_NEON_MATMUL(q2k, PL_PACK_Q2K, .bias = 0, .chain = 4, .steps = 2, .has_minimum = 1)
+PL_QUANTISED_PACKINGS(PL_NEON_MATMUL)
 
+#define PL_NEON_ENTRY(type, packing, ...) [packing] = matmul_##type,
 #define PL_NEON_TABLE(level) \
     { \
         .name = level, \
         .matmul = {[PL_PACK_F32] = pl_neon_matmul_f32, \
                    [PL_PACK_F16] = pl_neon_matmul_f16, \
                    [PL_PACK_BF16] = pl_neon_matmul_bf16, \
-                   [PL_PACK_Q8] = matmul_q8, \
-                   [PL_PACK_Q8F] = matmul_q8f, \
-                   [PL_PACK_Q4] = matmul_q4, \
-                   [PL_PACK_Q4M] = matmul_q4m, \
-                   [PL_PACK_Q5] = matmul_q5, \
-                   [PL_PACK_Q5M] = matmul_q5m, \
-                   [PL_PACK_Q4K] = matmul_q4k, \
-                   [PL_PACK_Q5K] = matmul_q5k, \
-                   [PL_PACK_Q6K] = matmul_q6k, \
-                   [PL_PACK_Q8H] = matmul_q8h, \
-                   [PL_PACK_Q2K] = matmul_q2k}, \
+                   PL_QUANTISED_PACKINGS(PL_NEON_ENTRY)}, \
         .quantize = pl_neon_quantize, \
         .rmsnorm = pl_neon_rmsnorm, \
         .swiglu = pl_neon_swiglu, \

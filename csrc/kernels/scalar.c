@@ -207,28 +207,15 @@ static inline void matmul_quantised(open_fn open, int steps, int has_minimum, co
         for (int64_t s = 0; s < count; s++, strip += pl_strip_bytes(packing, x->k), y += PL_STRIP) one; \
     }
 #define FLOAT_MATMUL(type, packing) MATMUL(type, packing, matmul_float(weight_##type, strip, x, first, n, y, ldy, add))
-#define QUANTISED_MATMUL(type, packing, steps, has_minimum) \
+#define QUANTISED_MATMUL(type, packing, bits, log2_bias, parts, steps, has_minimum) \
     MATMUL(type, packing, matmul_quantised(open_##type, steps, has_minimum, strip, x, first, n, y, ldy, add))
 FLOAT_MATMUL(f32, PL_PACK_F32)
 FLOAT_MATMUL(f16, PL_PACK_F16)
 FLOAT_MATMUL(bf16, PL_PACK_BF16)
-QUANTISED_MATMUL(q8, PL_PACK_Q8, 1, 0)
-QUANTISED_MATMUL(q8f, PL_PACK_Q8F, 1, 0)
-QUANTISED_MATMUL(q4, PL_PACK_Q4, 1, 0)
-QUANTISED_MATMUL(q4m, PL_PACK_Q4M, 1, 1)
-QUANTISED_MATMUL(q5, PL_PACK_Q5, 1, 0)
-QUANTISED_MATMUL(q5m, PL_PACK_Q5M, 1, 1)
-QUANTISED_MATMUL(q4k, PL_PACK_Q4K, 1, 1)
-QUANTISED_MATMUL(q5k, PL_PACK_Q5K, 1, 1)
-QUANTISED_MATMUL(q6k, PL_PACK_Q6K, 2, 0)
-QUANTISED_MATMUL(q8h, PL_PACK_Q8H, 2, 0)
-QUANTISED_MATMUL(q2k, PL_PACK_Q2K, 2, 1)
+PL_QUANTISED_PACKINGS(QUANTISED_MATMUL)
 
-static open_fn *const openers[PL_PACK_COUNT] = {
-    [PL_PACK_Q8] = open_q8,   [PL_PACK_Q8F] = open_q8f, [PL_PACK_Q4] = open_q4,   [PL_PACK_Q4M] = open_q4m,
-    [PL_PACK_Q5] = open_q5,   [PL_PACK_Q5M] = open_q5m, [PL_PACK_Q4K] = open_q4k, [PL_PACK_Q5K] = open_q5k,
-    [PL_PACK_Q6K] = open_q6k, [PL_PACK_Q8H] = open_q8h, [PL_PACK_Q2K] = open_q2k,
-};
+#define OPENER(type, packing, ...) [packing] = open_##type,
+static open_fn *const openers[PL_PACK_COUNT] = {PL_QUANTISED_PACKINGS(OPENER)};
 
 void pl_strip_row(pl_packing packing, const void *strip, int64_t k, int32_t row, float *out) {
     for (int64_t i = 0; i < k && packing == PL_PACK_F32; i++) out[i] = weight_f32(strip, i, row);

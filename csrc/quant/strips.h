@@ -95,13 +95,41 @@ _Static_assert(sizeof(pl_strip_q4k) == 2368 && sizeof(pl_strip_q5k) == 2880, "st
 _Static_assert(sizeof(pl_strip_q6k) == 3360 && sizeof(pl_strip_q8h) == 5120, "strip layout");
 _Static_assert(sizeof(pl_strip_q2k) == 1600, "strip layout");
 
+/* Every quantised packing: its name, its id, and from `bits` on what stands in pl_packing_info. */
+#define PL_QUANTISED_PACKINGS(X) \
+    X(q8, PL_PACK_Q8, 8, 7, 1, 1, 0) \
+    X(q8f, PL_PACK_Q8F, 8, 7, 1, 1, 0) \
+    X(q4, PL_PACK_Q4, 4, 3, 1, 1, 0) \
+    X(q4m, PL_PACK_Q4M, 4, -1, 1, 1, 1) \
+    X(q5, PL_PACK_Q5, 5, 4, 1, 1, 0) \
+    X(q5m, PL_PACK_Q5M, 5, -1, 1, 1, 1) \
+    X(q4k, PL_PACK_Q4K, 4, -1, 8, 1, 1) \
+    X(q5k, PL_PACK_Q5K, 5, -1, 8, 1, 1) \
+    X(q6k, PL_PACK_Q6K, 6, 5, 8, 2, 0) \
+    X(q8h, PL_PACK_Q8H, 8, 7, 8, 2, 0) \
+    X(q2k, PL_PACK_Q2K, 2, -1, 8, 2, 1)
+
 typedef struct pl_packing_info {
-    int32_t elements; /* k per block; 1 for floats */
-    int32_t bytes;    /* per block of a strip */
-    int32_t floats;   /* 1: multiplied with fp32 activations, 0: with quantised ones */
+    int32_t elements;    /* k per block; 1 for floats */
+    int32_t bytes;       /* per block of a strip */
+    int32_t floats;      /* 1: multiplied with fp32 activations, 0: with quantised ones */
+    int32_t bits;        /* of a code */
+    int32_t log2_bias;   /* of how much a stored code is above the meant one; -1 where a minimum says it */
+    int32_t parts;       /* 32 k each in a block */
+    int32_t steps;       /* scales in 32 k: two have one for each half */
+    int32_t has_minimum; /* 1: value = scale code + minimum */
 } pl_packing_info;
 
-extern const pl_packing_info pl_packings[PL_PACK_COUNT];
+/* In a header, so that kernels whose packing is a constant know all of it when they are compiled. */
+static const pl_packing_info pl_packings[PL_PACK_COUNT] = {
+    [PL_PACK_F32] = {.elements = 1, .bytes = 4 * PL_STRIP, .floats = 1},
+    [PL_PACK_F16] = {.elements = 1, .bytes = 2 * PL_STRIP, .floats = 1},
+    [PL_PACK_BF16] = {.elements = 1, .bytes = 2 * PL_STRIP, .floats = 1},
+#define PL_ROW(type, packing, bits, log2_bias, parts, steps, has_minimum) \
+    [packing] = {(parts) * PL_BLOCK, sizeof(pl_strip_##type), 0, bits, log2_bias, parts, steps, has_minimum},
+    PL_QUANTISED_PACKINGS(PL_ROW)
+#undef PL_ROW
+};
 
 /* Bytes of one strip of k columns. */
 static inline int64_t pl_strip_bytes(pl_packing packing, int64_t k) {

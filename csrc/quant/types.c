@@ -3,16 +3,6 @@
 #include "base/error.h"
 #include "quant/rows.h"
 
-const pl_packing_info pl_packings[PL_PACK_COUNT] = {
-    [PL_PACK_F32] = {1, 4 * PL_STRIP, 1},           [PL_PACK_F16] = {1, 2 * PL_STRIP, 1},
-    [PL_PACK_BF16] = {1, 2 * PL_STRIP, 1},          [PL_PACK_Q8] = {32, sizeof(pl_strip_q8), 0},
-    [PL_PACK_Q8F] = {32, sizeof(pl_strip_q8f), 0},  [PL_PACK_Q4] = {32, sizeof(pl_strip_q4), 0},
-    [PL_PACK_Q4M] = {32, sizeof(pl_strip_q4m), 0},  [PL_PACK_Q5] = {32, sizeof(pl_strip_q5), 0},
-    [PL_PACK_Q5M] = {32, sizeof(pl_strip_q5m), 0},  [PL_PACK_Q4K] = {256, sizeof(pl_strip_q4k), 0},
-    [PL_PACK_Q5K] = {256, sizeof(pl_strip_q5k), 0}, [PL_PACK_Q6K] = {256, sizeof(pl_strip_q6k), 0},
-    [PL_PACK_Q8H] = {256, sizeof(pl_strip_q8h), 0}, [PL_PACK_Q2K] = {256, sizeof(pl_strip_q2k), 0},
-};
-
 static const pl_type *const table[] = {
     &pl_type_f32,   &pl_type_f16,   &pl_type_bf16,    &pl_type_q8_0,   &pl_type_q4_0,   &pl_type_q4_1,
     &pl_type_q5_0,  &pl_type_q5_1,  &pl_type_q4_k,    &pl_type_q5_k,   &pl_type_q6_k,   &pl_type_llama2c_q8,
