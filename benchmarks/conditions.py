@@ -12,22 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pyllm import _core
-from pyllm.probes import LOOK, PASSES, QUIET, buffer_of, idle_share, wait_until_quiet
+from pyllm.probes import PASSES, buffer_of
 
-__all__ = [
-    "IDLE_AFTER",
-    "QUIET",
-    "format_record",
-    "idle_share",
-    "load_average",
-    "machine",
-    "read_bandwidth",
-    "sha256",
-    "today",
-    "wait_until_quiet",
-]
-
-IDLE_AFTER = LOOK
 INSTRUCTIONS = "avx2 fma avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 asimd asimddp i8mm bf16"
 
 

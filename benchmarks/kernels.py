@@ -40,6 +40,7 @@ from pyllm.config import ModelConfig
 from pyllm.formats import weight_types
 from pyllm.formats.weight_types import BF16, F16, F32, LLAMA2C_Q8, WEIGHT_TYPES, type_name
 from pyllm.model import PLANES
+from pyllm.probes import LOOK, idle_share
 
 COLUMNS = 128  # tokens of a prefill
 DECODED = 16  # tokens of a decode
@@ -295,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tiles = [] if arguments.only == "passes" else list(measure_tiles(arguments, types))
     rows = [] if arguments.only == "tiles" else list(measure_passes(arguments, types))
     if arguments.json:
-        idle = conditions.idle_share(conditions.IDLE_AFTER)
+        idle = idle_share(LOOK)
         record: dict[str, Any] = {"date": conditions.today(), "machine": conditions.machine(), "idle_share_after": idle}
         record |= {"load_average": conditions.load_average(), "tiles": [asdict(tile) for tile in tiles]}
         record["rates"] = [asdict(row) for row in rows]
