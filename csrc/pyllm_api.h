@@ -1,11 +1,11 @@
-/* The boundary of the C library. Declarations only: this text is both the body of pyllm.h and the cdef() given to
- * cffi, so the two cannot drift. Python reaches nothing else.
+/* The boundary of the C library. Declarations only: this text is both the body of pyllm.h and the cdef() given to cffi,
+ * so the two cannot drift. Python reaches nothing else.
  *
- * Contract. Every function that can fail returns a pl_status, as int32_t, and, on failure, writes one sentence into *err, which
- * the caller owns and may not be NULL. Nothing here exits, prints, or touches file descriptors, environment, signal
- * or floating-point state. Shapes stand beside pointers; matrices are row-major, W is (rows, cols) and y = W x.
- * A pl_model is frozen after pl_model_finish: any number of threads may use it at once. A pl_session is one mutable
- * timeline: one thread at a time (the caller's lock keeps that). */
+ * Contract. Every function that can fail returns a pl_status, as int32_t, and, on failure, writes one sentence into
+ * *err, which the caller owns and may not be NULL. Nothing here exits, prints, or touches file descriptors,
+ * environment, signal or floating-point state. Shapes stand beside pointers; matrices are row-major, W is (rows, cols)
+ * and y = W x. A pl_model is frozen after pl_model_finish: any number of threads may use it at once. A pl_session is
+ * one mutable timeline: one thread at a time (the caller's lock keeps that). */
 
 /* ---- errors ---------------------------------------------------------------------------------------------------- */
 
@@ -141,7 +141,7 @@ enum {
     PL_ACTIVATION_GELU,         /* x * Phi(x), by erf */
     PL_ACTIVATION_GELU_TANH,    /* its approximation by tanh */
     PL_ACTIVATION_RELU_SQUARED, /* max(x, 0)^2 */
-    PL_ACTIVATION_SILU_CLAMPED, /* g = min(gate, limit), u = clamp(up, -limit, limit): g / (1 + exp(-1.702 g)) (u + 1) */
+    PL_ACTIVATION_SILU_CLAMPED, /* g = min(gate, limit), u = clamp(up, -limit, limit): g sigmoid(1.702 g) (u + 1) */
 };
 
 /* How the experts of a token are weighed, by the router's logits. */
@@ -314,8 +314,8 @@ int32_t pl_session_kv_read(const pl_session *session, int32_t layer, float *keys
 typedef struct pl_adapter pl_adapter;
 
 int32_t pl_adapter_new(pl_model *model, pl_adapter **out, pl_error *err);
-/* a (rank, cols) and b (rows, rank) for a bound matrix (rows, cols) of a layer, its rows in the order of the model's own
- * file. An adapter that a session has had is frozen. */
+/* a (rank, cols) and b (rows, rank) for a bound matrix (rows, cols) of a layer, its rows in the order of the model's
+ * own file. An adapter that a session has had is frozen. */
 int32_t pl_adapter_bind(pl_adapter *adapter, int32_t slot, int32_t layer, int32_t expert, const pl_source *a,
                         const pl_source *b, pl_error *err);
 void pl_adapter_release(pl_adapter *adapter); /* drops the caller's reference; sessions hold their own */
@@ -396,7 +396,7 @@ void pl_generate(pl_session *session, pl_generation *generation, int32_t threads
 /* Draws one token for each of n texts, from logits that a common pass gave. None where it fails. */
 void pl_draw(const pl_model *model, pl_generation *const *generations, int64_t n, int32_t threads);
 
-/* ---- words: where text is cut before pieces are merged ------------------------------------------------------------ */
+/* ---- words: where text is cut before pieces are merged ----------------------------------------------------------- */
 
 /* What one instruction of a word pattern does. TAKE and KEEP take characters of a set, at least `least` and at most
  * `most` (-1: any number) of them; TAKE gives some back where the rest does not match. SPLIT tries what follows, then
@@ -441,7 +441,7 @@ int32_t pl_words_ends(const pl_words *words, const uint8_t *text, size_t nbytes,
                       pl_error *err);
 void pl_words_free(pl_words *words);
 
-/* ---- byte pair merges ---------------------------------------------------------------------------------------------- */
+/* ---- byte pair merges -------------------------------------------------------------------------------------------- */
 
 typedef struct pl_bpe pl_bpe;
 

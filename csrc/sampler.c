@@ -54,7 +54,7 @@ static int32_t check_ids(const int32_t *ids, int64_t n, int64_t vocab, const cha
     return PL_OK;
 }
 
-/* ---- searches ------------------------------------------------------------------------------------------------------ */
+/* ---- searches ---------------------------------------------------------------------------------------------------- */
 
 /* Values looked at together. Without a branch between them any compiler makes vectors of the loop. */
 enum { TOGETHER = 32 };
@@ -96,7 +96,7 @@ static int32_t find_best(const candidates *c, int64_t *best, pl_error *err) {
     return PL_OK;
 }
 
-/* ---- bias and penalties: on logits, before the temperature --------------------------------------------------------- */
+/* ---- bias and penalties: on logits, before the temperature ------------------------------------------------------- */
 
 static void add_bias(float *logits, const int32_t *ids, const float *bias, int64_t n) {
     for (int64_t i = 0; i < n; i++) logits[ids[i]] += bias[i];
@@ -120,7 +120,7 @@ static void apply_penalties(float *logits, int32_t *counts, const pl_sampling *s
     }
 }
 
-/* ---- what may be drawn ---------------------------------------------------------------------------------------------- */
+/* ---- what may be drawn ------------------------------------------------------------------------------------------- */
 
 /* Keeps the values of the ids whose bits are set, and lists these. */
 static void admit(candidates *c, const uint8_t *allowed) {
@@ -135,7 +135,7 @@ static void admit(candidates *c, const uint8_t *allowed) {
     }
 }
 
-/* ---- selection: a heap, so that only as much is sorted as is kept -------------------------------------------------- */
+/* ---- selection: a heap, so that only as much is sorted as is kept ------------------------------------------------ */
 
 static int comes_before(const candidates *c, int64_t a, int64_t b) {
     return c->value[a] > c->value[b] || (c->value[a] == c->value[b] && c->id[a] < c->id[b]);
@@ -192,7 +192,7 @@ static void keep_from(candidates *c, float floor) {
     c->n = kept;
 }
 
-/* ---- probabilities and the draw ------------------------------------------------------------------------------------ */
+/* ---- probabilities and the draw ---------------------------------------------------------------------------------- */
 
 /* Logits to e^(logit - best), in (0, 1]. The kernel's own sum is in another order than run.c's, and not used. */
 static void exponentiate(candidates *c) {
@@ -264,7 +264,7 @@ static int32_t choose(candidates *c, const pl_sampling *s, uint64_t *rng, int32_
     return PL_OK;
 }
 
-/* ---- the boundary -------------------------------------------------------------------------------------------------- */
+/* ---- the boundary ------------------------------------------------------------------------------------------------ */
 
 int32_t pl_sample(pl_sampler *sampler, const float *logits, int64_t vocab, const int32_t *history, int64_t n_history,
                   const uint8_t *allowed, int32_t *token, pl_error *err) {

@@ -16,49 +16,49 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a transformer. Fields mirror `pl_config` in `csrc/pyllm_api.h`, which says what each means.
+    """The shape of a transformer, as plain switches. Sizes are element counts; 0 mostly means that a part is not there.
 
-    Sizes are element counts; `context_length` is the number of positions the model was made for. Fields with choices
-    hold the ends of the header's names in lower case: "gelu_tanh" is PL_ACTIVATION_GELU_TANH.
+    The C library's `pl_config` (`csrc/pyllm_api.h`) has the same fields, and names for the choices: "gelu_tanh" is
+    PL_ACTIVATION_GELU_TANH there.
     """
 
     architecture: str  # for people and errors only: the C library never sees it
-    dim: int
-    hidden_dim: int
+    dim: int  # width of the residual stream
+    hidden_dim: int  # width of the feed-forward layer, where it has no experts
     n_layers: int
-    n_heads: int
-    n_kv_heads: int
+    n_heads: int  # of queries
+    n_kv_heads: int  # of keys and values; n_heads is a multiple
     head_dim: int
     vocab_size: int
-    context_length: int
+    context_length: int  # positions that the model was made for
     norm_eps: float = 1e-5
-    rope_base: float = 10000.0
+    rope_base: float = 10000.0  # theta
     rope_dims: int = 0  # leading dimensions of each head that rotate
     rope_interleaved: bool = False  # the file pairs dimensions (2i, 2i + 1) instead of (i, i + rope_dims / 2)
-    norm: str = "rms"
-    norm_after_sum: bool = False
-    parallel: bool = False
-    causal: bool = True
-    qk_norm: str = "none"
-    activation: str = "silu"
-    gated: bool = True
-    activation_limit: float = 0.0
-    rope_local_base: float = 0.0
-    rope_scale: float = 1.0
-    rope_original: int = 0
-    attention_scale: float = 0.0
-    attention_softcap: float = 0.0
-    logit_softcap: float = 0.0
-    embedding_scale: float = 1.0
+    norm: str = "rms"  # or "layer"
+    norm_after_sum: bool = False  # x = norm(x + block(x)), as BERT
+    parallel: bool = False  # attention and feed-forward read the same x, and both are added to it
+    causal: bool = True  # False: every token sees the whole text, which is read at once
+    qk_norm: str = "none"  # or "head", "each", "wide": queries and keys by head, by head with own weights, as a whole
+    activation: str = "silu"  # or "gelu", "gelu_tanh", "relu_squared", "silu_clamped"
+    gated: bool = True  # the activation multiplies a second product
+    activation_limit: float = 0.0  # of "silu_clamped"
+    rope_local_base: float = 0.0  # theta of the layers whose rope is "local"
+    rope_scale: float = 1.0  # what cosines and sines are multiplied with (YaRN, LongRoPE)
+    rope_original: int = 0  # texts longer than this get other RoPE factors
+    attention_scale: float = 0.0  # what scores are multiplied with; 0: 1 / sqrt(head_dim)
+    attention_softcap: float = 0.0  # scores become cap * tanh(score / cap)
+    logit_softcap: float = 0.0  # the same of logits
+    embedding_scale: float = 1.0  # multipliers of the embedding, of what a block adds, and of the logits
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     n_experts: int = 0
-    n_experts_used: int = 0
-    expert_dim: int = 0
-    shared_dim: int = 0
-    routing: str = "softmax"
-    expert_renormalise: bool = False
-    expert_scale: float = 1.0
+    n_experts_used: int = 0  # for each token
+    expert_dim: int = 0  # width of an expert
+    shared_dim: int = 0  # width of the expert that every token takes
+    routing: str = "softmax"  # or "softmax_chosen", "sigmoid": what makes weights of the router's scores
+    expert_renormalise: bool = False  # weights of the experts taken are divided by their sum
+    expert_scale: float = 1.0  # and multiplied with this
     layers: tuple[LayerConfig, ...] = ()  # one for each layer; empty: all are LayerConfig()
 
     def layer(self, index: int) -> LayerConfig:

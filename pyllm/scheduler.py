@@ -34,16 +34,16 @@ Shares: TypeAlias = "list[tuple[Seat, int]]"  # of a pass: who takes part with h
 
 #: Prompt tokens in one pass at most: enough for full speed.
 CHUNK = 512
-#: Seconds that a layer may take, within which nothing is interrupted: where it takes longer, passes get fewer tokens.
-LONGEST_LAYER = 0.1
 #: The same where others wait for their next token or soon will, so that a long prompt does not stop them.
 CHUNK_IN_COMPANY = 128
+#: Seconds that a layer may take, within which nothing is interrupted: where it takes longer, passes get fewer tokens.
+LONGEST_LAYER = 0.1
 #: A sequence with no more than this to evaluate is not cut.
 SHORT = 32
 #: Sequences in one pass; and the tokens that it may have in any case, and before the pace is known.
 MOST_SEQUENCES = 64
-#: Of the time of a pass: how long the next one is held back for sequences that were in it and come back quickly, and
-#: seconds at most. A sequence that misses a pass needs one of its own, so half of one is well spent.
+#: The next pass waits for sequences of the last one that come back quickly: for this part of its time, and seconds at
+#: most. A sequence that misses a pass needs one of its own, so half of one is well spent.
 PATIENCE, LONGEST_PATIENCE = 0.5, 0.01
 #: Seconds for which one that got an answer counts as company.
 RECENT = 0.5

@@ -13,8 +13,8 @@ void pl_free(void *memory);
 void *pl_map(size_t nbytes);
 void pl_unmap(void *memory, size_t nbytes);
 
-/* Such memory at a multiple of nbytes, which is a power of two and no less than a page; `huge`: in huge pages, where the
- * system offers them. */
+/* Such memory at a multiple of nbytes, which is a power of two and no less than a page; `huge`: in huge pages, where
+ * the system offers them. */
 void *pl_map_aligned(size_t nbytes, int huge);
 void pl_unmap_aligned(void *memory, size_t nbytes);
 /* Makes mapped memory zeros again, whole pages of it, and gives it to the system until it is touched. */

@@ -5,8 +5,8 @@
 
 #include "base/memory.h"
 
-/* At the beginning of a slab, which lies at a multiple of its size: that is how a piece finds it. A slab stays until all
- * are freed; where nothing is taken of it, it is but a range of addresses. */
+/* At the beginning of a slab, which lies at a multiple of its size: that is how a piece finds it. A slab stays until
+ * all are freed; where nothing is taken of it, it is but a range of addresses. */
 struct pl_slab {
     struct pl_slab *before;
     atomic_ullong taken; /* bit i: piece i */

@@ -207,7 +207,8 @@ static struct {
 
 /* Seconds: what is brief, what is seen before it is judged, what is remembered, and how long work goes on alone: twice
  * as long after each try that fails, and ten times as long as the try, so that tries cost next to nothing. */
-static const double brief = 200e-6, judged = 0.01, remembered = 0.04, shortest_alone = 0.05, longest_alone = 2.0;
+static const double brief_region = 200e-6, judged_after = 0.01, remembered = 0.04, shortest_alone = 0.05,
+                    longest_alone = 2.0;
 
 /* How much faster together must be: its CPU time is a little dearer, since caches and memory are shared. */
 static const double worthwhile = 1.15;
@@ -220,7 +221,7 @@ static void see(pace *p, double worked, double elapsed) {
 static void learn_together(double worked, double elapsed) {
     if (!company.asleep) see(&company.together, worked, elapsed);
     company.asleep = false;
-    if (company.together.seen < judged) return;
+    if (company.together.seen < judged_after) return;
     if (company.together.mean > worthwhile * company.alone.mean) {
         company.alone_for -= company.alone_for < elapsed ? company.alone_for : elapsed;
         see(&company.alone, elapsed / 20, elapsed / 20); /* for others may have left since */
@@ -269,7 +270,7 @@ static void run_judged(region *r) {
     }
     if (!r->judged) return;
     double elapsed = pl_seconds() - opened;
-    company.brief = elapsed < brief;
+    company.brief = elapsed < brief_region;
     learn_together(r->worked, elapsed);
 }
 

@@ -1,5 +1,5 @@
-/* The AVX2 level: its table, that of AVX-VNNI, and the kernels over vectors of both. Sixteen lanes are two vectors of 8, elements i % 16 < 8 in
- * the first. See kernels.h for what each kernel keeps, scalar.c for the definitions. */
+/* The AVX2 level: its table, that of AVX-VNNI, and the kernels over vectors of both. Sixteen lanes are two vectors of
+ * 8, elements i % 16 < 8 in the first. See kernels.h for what each kernel keeps, scalar.c for the definitions. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <math.h>

@@ -56,7 +56,7 @@ PL_INLINE void sum_bias(int planes, int vectors, const acts_block *x, acts_pairs
     }
 }
 
-/* ---- integer dots ------------------------------------------------------------------------------------------------- */
+/* ---- integer dots ------------------------------------------------------------------------------------------------ */
 
 typedef __m256i vector_dots[MAX_VECTORS][HALVES];
 

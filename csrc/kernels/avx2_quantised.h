@@ -209,8 +209,8 @@ PL_INLINE void put(float *y, __m256 sum, int add) {
     _mm256_storeu_ps(y, add ? _mm256_add_ps(_mm256_loadu_ps(y), sum) : sum);
 }
 
-/* Whether the hardware follows a tile by itself, and fetching would only get in its way: where that waits for every line
- * of a stream of short blocks. Structs of eight blocks it loses, on some processors. */
+/* Whether the hardware follows a tile by itself, and fetching would only get in its way: where that waits for every
+ * line of a stream of short blocks. Structs of eight blocks it loses, on some processors. */
 PL_INLINE int is_followed(pl_packing packing, int dots) {
     return parts_of(packing) == 1 && (dots == 1 || (dots == 2 && bits_of(packing) % 4 == 0));
 }

@@ -33,8 +33,8 @@ PL_INLINE const uint8_t *pl_ahead(const uint8_t *p, int64_t bytes) {
 PL_INLINE int64_t pl_distance(int64_t ahead, int waits) { return ahead ? ahead : waits ? 4096 : 8192; }
 
 /* The lines of `bytes` (a constant) that lie `ahead` of p: the hardware alone loses a stream that has several fields.
- * All the way into the first cache where the kernel waits for memory. One with more to compute would hold the few places
- * for misses there until its turn comes: it asks into the second cache, which must be done earlier to be in time. */
+ * All the way into the first cache where the kernel waits for memory. One with more to compute would hold the few
+ * places for misses there until its turn comes: it asks into the second cache, early enough for that. */
 PL_INLINE void pl_prefetch(const uint8_t *p, int64_t ahead, int bytes, int waits) {
     PL_UNROLL
     for (int i = 0; i < bytes; i += 64) {

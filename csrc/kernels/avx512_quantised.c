@@ -1,7 +1,8 @@
 /* Quantised weights with AVX-512 and VNNI: a tile is one strip and a few columns, its sums in registers over all of k.
  *
- * Every tile is an instance of one template, in which the packing, the planes and the number of columns are constants. vpdpbusd wants unsigned codes, so the codes of a type without a minimum are stored a power of two too high;
- * sums start at what that makes too much of, negated: exact, for it is all integers. */
+ * Every tile is an instance of one template, in which the packing, the planes and the number of columns are constants.
+ * vpdpbusd wants unsigned codes, so the codes of a type without a minimum are stored a power of two too high; sums
+ * start at what that makes too much of, negated: exact, for it is all integers. */
 #if defined(__x86_64__)
 #include <stddef.h>
 #include <string.h>

@@ -246,8 +246,8 @@ PL_INLINE float32x4_t exp4(float32x4_t x) {
 void pl_neon_swiglu(const float *gate, const float *up, int64_t n16, float *out) {
     for (int64_t i = 0; i < n16; i += 4) {
         float32x4_t g = vld1q_f32(gate + i);
-        float32x4_t sigmoid = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), exp4(vnegq_f32(g))));
-        vst1q_f32(out + i, vmulq_f32(sigmoid, vld1q_f32(up + i)));
+        float32x4_t silu = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), exp4(vnegq_f32(g))));
+        vst1q_f32(out + i, vmulq_f32(silu, vld1q_f32(up + i)));
     }
 }
 

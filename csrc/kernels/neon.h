@@ -1,9 +1,10 @@
-/* What the aarch64 levels share: a matrix product over quantised strips that leaves only the integer dot to the
- * level, and the entries of the table that are the same for all.
+/* What the aarch64 levels share: a matrix product over quantised strips that leaves only the integer dot to the level,
+ * and the entries of the table that are the same for all.
  *
  * A register holds 4 rows of 4 k: 16 codes. A strip is worked through in halves of 8 rows, so that a half's 32 k (16
  * registers) stay in place while the columns go by. Include after <arm_neon.h>, inside the level's target region, when
- * the level has said how many columns it multiplies TOGETHER, 1 or 2, and which level takes a `lone` one (NULL: none). */
+ * the level has said how many columns it multiplies TOGETHER, 1 or 2, and which level takes a `lone` one (NULL:
+ * none). */
 #ifndef PL_KERNELS_NEON_H
 #define PL_KERNELS_NEON_H
 

@@ -80,7 +80,7 @@ static void choose(const pl_pass *p, const pl_worker *w, const pl_layer *l) {
     pl_tokens_shared(w, p->n);
 }
 
-/* ---- pairs of a token and an expert ------------------------------------------------------------------------------- */
+/* ---- pairs of a token and an expert ------------------------------------------------------------------------------ */
 
 /* Pairs lie expert by expert, those of one expert in the order of the tokens. */
 typedef struct plan {
@@ -125,7 +125,7 @@ static void gather(const pl_pass *p, const pl_worker *w, const pl_layer *l, cons
     pl_barrier_wait(w);
 }
 
-/* ---- the layer ---------------------------------------------------------------------------------------------------- */
+/* ---- the layer --------------------------------------------------------------------------------------------------- */
 
 typedef enum side { INTO, OUT_OF } side;
 

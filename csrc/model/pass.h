@@ -103,7 +103,7 @@ float *pl_normalise(const pl_pass *p, const pl_norm *norm, const float *x, int64
 
 /* acts = attention over what scratch->q, k and v hold; keys and values go into the pages. */
 void pl_attention(const pl_pass *p, const pl_worker *w, const pl_layer *l, int64_t layer);
-/* The experts' answers to acts, one after another into scratch->expert_out; the shared expert's into y. */
+/* The experts' answers to acts, one after another into scratch->experts.out; the shared expert's into y. */
 void pl_experts(const pl_pass *p, const pl_worker *w, const pl_layer *l);
 /* out (dim) = what the experts make of token i, whose choice lies at i + shift, together. After a barrier. Returns
  * out. */

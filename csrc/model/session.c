@@ -89,7 +89,7 @@ int32_t pl_session_unite(pl_session *s, const pl_session *with, int64_t position
     return PL_OK;
 }
 
-/* ---- state: per position, layer and KV head, key then value as the pages hold them --------------------------------- */
+/* ---- state: per position, layer and KV head, key then value as the pages hold them ------------------------------- */
 
 static size_t unit_bytes(const pl_model *m) { return 2 * m->kv.head_bytes; }
 

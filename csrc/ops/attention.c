@@ -67,8 +67,8 @@ static const uint8_t *keys_of(const attention *a, int64_t i) { return a->kv->pag
 
 static const uint8_t *values_of(const attention *a, int64_t i) { return keys_of(a, i) + a->kv->layout->key_bytes; }
 
-/* From what is read to what is read next, of which as much is fetched meanwhile: no page is long enough for the hardware
- * to notice that it is read from end to end. */
+/* From what is read to what is read next, of which as much is fetched meanwhile: no page is long enough for the
+ * hardware to notice that it is read from end to end. */
 static int64_t distance(const uint8_t *from, const uint8_t *next) {
     return (int64_t)((uintptr_t)next - (uintptr_t)from);
 }

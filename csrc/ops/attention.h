@@ -6,7 +6,7 @@
 
 enum {
     PL_CHUNK = 256, /* positions whose softmax is taken at once; part of the arithmetic */
-    PL_ROWS = 16,   /* queries that one call of pl_attend may share its keys with */
+    PL_ROWS = 16,   /* queries that one call of pl_attend_chunk may share its keys with */
 };
 
 /* Queries of one KV head, in one sequence: either the heads of a group at one position (step 0) or consecutive

@@ -4,9 +4,10 @@
  * 16 positions, which is the weight layout, so that scores are a matrix product; then the values, position by position.
  *
  *   F32, F16   keys [d4][16], values [d16]: head_dim rounded up to 4 and 16, padded with zeros
- *   Q8_0       blocks of 32 of a head, the last one filled up with zeros: keys pl_strip_q8, values pl_block_q8_0. A block
- *              is what kernels->quantize makes of it with one plane, its scale rounded to f16: a code times a scale is
- *              exact in fp32. Where a block holds no number, or one that f16 has no scale for, its scale is NaN. */
+ *   Q8_0       blocks of 32 of a head, the last one filled up with zeros: keys pl_strip_q8, values pl_block_q8_0. A
+ *              block is what kernels->quantize makes of it with one plane, its scale rounded to f16: a code times a
+ *              scale is exact in fp32. Where a block holds no number, or one that f16 has no scale for, its scale is
+ *              NaN. */
 #ifndef PL_OPS_KV_H
 #define PL_OPS_KV_H
 

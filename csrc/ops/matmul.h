@@ -16,7 +16,8 @@ typedef struct pl_matrix {
     size_t nbytes;
 } pl_matrix;
 
-/* Packs `source` into `arena` with `threads` threads. order(context, r) is the file's row that becomes row r (NULL: the same). */
+/* Packs `source` into `arena` with `threads` threads. order(context, r) is the file's row that becomes row r (NULL: the
+ * same). */
 typedef int64_t (*pl_row_order)(const void *context, int64_t row);
 int32_t pl_matrix_pack(pl_matrix *out, pl_arena *arena, const pl_source *source, pl_row_order order,
                        const void *context, int32_t threads, pl_error *err);
@@ -40,7 +41,8 @@ static inline float *pl_acts_column(const pl_act_buffer *buffer, int64_t c) { re
  * multiple of 32, or as floats (planes 0). */
 void pl_acts_set(const pl_kernels *kernels, pl_act_buffer *buffer, int64_t c, const float *x, int64_t k,
                  int32_t planes);
-/* Makes column `to` of one buffer column `c` of another, as pl_acts_set left it: as floats, and if planes > 0 quantised. */
+/* Makes column `to` of one buffer column `c` of another, as pl_acts_set left it: as floats, and if planes > 0
+ * quantised. */
 void pl_acts_copy(pl_act_buffer *buffer, int64_t to, const pl_act_buffer *from, int64_t c, int64_t k, int32_t planes);
 /* The buffer from column `first` on as kernels read it, for inputs of width k quantised into `planes`. */
 pl_acts pl_acts_view(const pl_act_buffer *buffer, int64_t first, int64_t k, int32_t planes);

@@ -58,7 +58,7 @@ struct pl_bpe {
     int32_t unknown_id;
 };
 
-/* ---- the table of pieces ------------------------------------------------------------------------------------------ */
+/* ---- the table of pieces ----------------------------------------------------------------------------------------- */
 
 /* The seed is an address, which a crafted vocabulary cannot know: it cannot make its pieces collide. The hash decides
  * where a piece is kept, never which piece is found. */
@@ -109,7 +109,7 @@ static int may_join(const pl_bpe *bpe, uint8_t left, uint8_t right) {
     return bpe->joins[left << 5 | right >> 3] >> (right & 7) & 1;
 }
 
-/* ---- the table of pairs ------------------------------------------------------------------------------------------- */
+/* ---- the table of pairs ------------------------------------------------------------------------------------------ */
 
 /* The place where this pair is, or the empty one where it would be. */
 static size_t find_pair(const pl_bpe *bpe, int32_t left, int32_t right) {
@@ -128,7 +128,7 @@ static void insert_pair(pl_bpe *bpe, int32_t left, int32_t right, int32_t id, in
     bpe->pairs[find_pair(bpe, left, right)] = (pair_slot){left, right, id, (uint32_t)rank + 1};
 }
 
-/* ---- making and freeing ------------------------------------------------------------------------------------------- */
+/* ---- making and freeing ------------------------------------------------------------------------------------------ */
 
 static int32_t check_strings(const pl_strings *strings, const char *what, pl_error *err) {
     for (int32_t i = 0; i < strings->n; i++)
@@ -277,7 +277,7 @@ void pl_bpe_free(pl_bpe *bpe) {
     pl_free(bpe);
 }
 
-/* ---- cutting the text --------------------------------------------------------------------------------------------- */
+/* ---- cutting the text -------------------------------------------------------------------------------------------- */
 
 /* Bytes of the code point at `text` (nbytes > 0): any byte and the continuation bytes after it, four in all at most.
  * Bytes that are no UTF-8 are cut as run.c cuts them. */
@@ -294,7 +294,7 @@ static size_t word_length(const pl_bpe *bpe, const uint8_t *text, size_t nbytes)
     return n;
 }
 
-/* ---- merging one word --------------------------------------------------------------------------------------------- */
+/* ---- merging one word -------------------------------------------------------------------------------------------- */
 
 /* A stretch of the word in a doubly linked list. Merged into its left neighbour, it has length 0. */
 typedef struct symbol {
@@ -423,7 +423,7 @@ static int merge_word(const pl_bpe *bpe, workspace *w, const uint8_t *word, size
     return n_symbols > 0;
 }
 
-/* ---- writing the ids ---------------------------------------------------------------------------------------------- */
+/* ---- writing the ids --------------------------------------------------------------------------------------------- */
 
 /* Where ids go, and the memory to find them with: one for each thread. */
 typedef struct writer {
@@ -483,7 +483,7 @@ static int32_t write_text(writer *w, const uint8_t *text, size_t nbytes, pl_erro
     return status;
 }
 
-/* ---- many texts --------------------------------------------------------------------------------------------------- */
+/* ---- many texts -------------------------------------------------------------------------------------------------- */
 
 typedef struct batch {
     const pl_bpe *bpe;

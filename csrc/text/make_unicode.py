@@ -11,7 +11,7 @@ import textwrap
 
 from tokenizers import Regex, pre_tokenizers
 
-# In the order of the `pl_kind` bits' names in unicode.h; `N` there is numbers that are no decimal digits.
+# Bit i of a kind's properties is the i-th of these; where `N` stands without `Nd` it is a number of another kind.
 PROPERTIES = ["Lu", "Ll", "Lt", "Lm", "Lo", "M", "Nd", "N", "P", "S", "Han", "s", "w"]
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 EVERYTHING = "".join(map(chr, CODE_POINTS))
@@ -24,6 +24,14 @@ def members(name: str) -> bytearray:
     for _, (start, end) in pre_tokenizers.Split(Regex(pattern), "removed").pre_tokenize_str(EVERYTHING):
         found[start:end] = bytes(end - start)
     return found
+
+
+def print_array(declaration: str, values: list[int]) -> None:
+    """An array of C, in lines of 118 columns."""
+    print(f"{declaration} = {{")
+    numbers = ", ".join(f"0x{value:X}" for value in values)
+    print(textwrap.fill(numbers, 118, initial_indent="    ", subsequent_indent="    "))
+    print("};")
 
 
 def main() -> None:
@@ -39,16 +47,10 @@ def main() -> None:
     masks = [sum(has << bit for bit, has in enumerate(key)) for key in bits]
     print(f"#define PL_KINDS {len(bits)}")
     print("/* By kind: bit i is set where its characters have property i of " + " ".join(PROPERTIES) + ". */")
-    print(f"static const uint16_t KIND_PROPERTIES[PL_KINDS] = {{{', '.join(map(hex, masks))}}};")
+    print_array("static const uint16_t KIND_PROPERTIES[PL_KINDS]", masks)
     print("/* The first code point of each run of one kind << 5 | the kind. */")
     print(f"#define PL_RUNS {len(runs)}")
-    print("static const uint32_t RUNS[PL_RUNS] = {")
-    print(
-        textwrap.fill(
-            ", ".join(f"0x{c << 5 | k:X}" for c, k in runs), 118, initial_indent="    ", subsequent_indent="    "
-        )
-    )
-    print("};")
+    print_array("static const uint32_t RUNS[PL_RUNS]", [c << 5 | k for c, k in runs])
 
 
 if __name__ == "__main__":

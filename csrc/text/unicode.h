@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Kinds are numbers from 0; what a kind's characters are is a mask of PL_PROPERTY bits. */
+/* Kinds are numbers from 0; what a kind's characters are is a mask of the bits that unicode_table.inc names. */
 #define PL_MAX_KINDS 32
 int32_t pl_kind_count(void);
 uint16_t pl_kind_properties(int32_t kind);
@@ -17,7 +17,8 @@ uint8_t pl_kind_of(uint32_t code_point);
 /* Fills kinds (65536) with the kinds of the first code points. */
 void pl_kinds_of_first_plane(uint8_t *kinds);
 
-/* GPT-2's alphabet, in which pieces of bytes are written: the character of a byte, and the byte of a character or -1. */
+/* GPT-2's alphabet, in which pieces of bytes are written: the character of a byte, and the byte of a character or
+ * -1. */
 uint32_t pl_byte_character(uint8_t byte);
 int32_t pl_character_byte(uint32_t code_point);
 

@@ -51,7 +51,7 @@ typedef struct stretch {
     int32_t mapped;
 } stretch;
 
-/* ---- characters --------------------------------------------------------------------------------------------------- */
+/* ---- characters -------------------------------------------------------------------------------------------------- */
 
 static uint32_t character(const stretch *s, size_t at, size_t *next) {
     if (!s->mapped) return pl_decode(s->text, at, s->end, next);
@@ -80,10 +80,10 @@ static int may_begin(const pl_words *w, const beginning *b, uint32_t c) {
     return c < 128 ? b->ascii[c] : b->kinds >> kind_of(w, c) & 1;
 }
 
-/* ---- matching ----------------------------------------------------------------------------------------------------- */
+/* ---- matching ---------------------------------------------------------------------------------------------------- */
 
-/* What goes on behind a set's characters failed at every place from `first` to `end`, where the last of them ends. It
- * does not know where they began: whoever begins later among them fails, too. */
+/* What follows a run of a set's characters failed to match at every place from `first` to `end`, where the run ends.
+ * That does not depend on where the run began: a match that begins later in it must fail as well, and is not tried. */
 typedef struct failure { const uint8_t *first, *end; } failure;
 
 /* A stretch, and what is known of its text. */
@@ -213,7 +213,7 @@ static size_t match(const matcher *m, size_t pc, size_t at) {
     }
 }
 
-/* ---- steps -------------------------------------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------------------------------- */
 
 typedef struct cutter {
     const pl_words *words;
@@ -299,7 +299,7 @@ int32_t pl_words_each(const pl_words *words, const uint8_t *text, size_t nbytes,
     return nbytes > 0 ? cut(&c, 0, text, nbytes) : PL_OK;
 }
 
-/* ---- for tests: where words end ----------------------------------------------------------------------------------- */
+/* ---- for tests: where words end ---------------------------------------------------------------------------------- */
 
 typedef struct endings {
     const uint8_t *text;
@@ -320,7 +320,7 @@ int32_t pl_words_ends(const pl_words *words, const uint8_t *text, size_t nbytes,
     return pl_words_each(words, text, nbytes, note_end, &e, err);
 }
 
-/* ---- making ------------------------------------------------------------------------------------------------------- */
+/* ---- making ------------------------------------------------------------------------------------------------------ */
 
 static void fill_set(pl_words *w, set *set, const pl_word_set *from) {
     *set = (struct set){.negated = from->negated != 0};

@@ -329,7 +329,7 @@ static void put_f16(uint8_t *at, float value) {
     memcpy(at, &h, sizeof h);
 }
 
-/* Where a block has its scale and its minimum, and how large they are where weights are of the order of 1 / sqrt(DIM). */
+/* Where a block has its scale and its minimum, and how large they are where weights are about 1 / sqrt(DIM). */
 typedef struct tame {
     int32_t type, scale_at, minimum_at; /* 0: none */
     float scale, minimum;
