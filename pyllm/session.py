@@ -276,7 +276,7 @@ class Session:
         """
         self._enter()
         try:
-            self._begin(tokens, lambda: self._closing or self._model.closed or poll(), guess, ahead)
+            self._begin(tokens, lambda: self._was_closed() or poll(), guess, ahead)
         except BaseException:
             self._leave()
             raise
@@ -342,11 +342,11 @@ class Session:
         self.check_room(len(tokens))
         with self._entered():
             for at in range(self._expect(len(self._tokens) + len(tokens)), len(self._tokens), CHUNK):
-                self._native.eval(self._tokens[at : at + CHUNK], n_logits=0, poll=lambda: self._closing)
+                self._eval_rows(self._tokens[at : at + CHUNK], 0)
         for start in range(0, len(tokens), LOGIT_ROWS):
             chunk = tokens[start : start + LOGIT_ROWS]
             with self._entered():
-                rows = self._native.eval(chunk, n_logits=len(chunk), poll=lambda: self._closing)
+                rows = self._eval_rows(chunk, len(chunk))
                 self._tokens += chunk
             yield rows
 
@@ -474,10 +474,21 @@ class Session:
             self._native.truncate(min(self._guess.start + self._guess.right(self._tokens), self._native.position))
             self._guess = Guess()
 
+    def _was_closed(self) -> bool:
+        """Whether someone closed the session or its model."""
+        return self._closing or self._model.closed
+
+    def _eval_rows(self, tokens: Sequence[int], n_logits: int) -> Logits:
+        """Logits of the last tokens, (n_logits, vocab), in one pass."""
+        try:
+            return self._native.eval(tokens, n_logits, self._was_closed)
+        except Interrupted:
+            raise ClosedError("the session or its model was closed meanwhile") from None
+
     def _hidden_from(self, start: int, depths: Sequence[int]) -> npt.NDArray[np.float32]:
         """Evaluate the tokens from `start` on; the residual stream at each, (depths, n, dim)."""
         blocks = [
-            self._native.eval_hidden(self._tokens[at : at + CHUNK], depths, lambda: self._closing or self._model.closed)
+            self._native.eval_hidden(self._tokens[at : at + CHUNK], depths, self._was_closed)
             for at in range(start, len(self._tokens), CHUNK)
         ]
         return np.concatenate(blocks, axis=1)

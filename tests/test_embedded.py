@@ -13,10 +13,11 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,16 @@ def test_one_thread_equals_two(tiny_path: Path) -> None:
         assert np.array_equal(one.logits(ids), two.logits(ids))
 
 
-def test_closing_while_threads_work(tiny_path: Path) -> None:
+USES: list[Callable[[pyllm.Model], Any]] = [
+    lambda model: model.generate([1, 2, 3], max_tokens=20).text,
+    lambda model: model.score([1, 2, 3] * 30),
+    lambda model: model.embed([[1, 2, 3] * 30]),
+    lambda model: model.session().hidden_states([1, 2, 3] * 30),
+]
+
+
+@pytest.mark.parametrize("use", USES, ids=["generate", "score", "embed", "hidden"])
+def test_closing_while_threads_work(tiny_path: Path, use: Callable[[pyllm.Model], Any]) -> None:
     """They end with `ClosedError`, and nothing else happens."""
     model = pyllm.load(tiny_path)
     ended: list[str] = []
@@ -97,7 +107,7 @@ def test_closing_while_threads_work(tiny_path: Path) -> None:
     def work() -> None:
         try:
             while True:
-                model.generate([1, 2, 3], max_tokens=20).text  # noqa: B018
+                use(model)
         except pyllm.ClosedError:
             ended.append("closed")
 
