@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Compiled grammars that are kept for each tokenizer.
 MOST_COMPILED = 64
+#: What makes llguidance's grammar of each kind.
+_MAKERS = {"json_schema": "grammar_from_json_schema", "regex": "grammar_from_regex", "lark": "grammar_from_lark"}
 #: JSON as `json.dumps` writes it.
 _TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -33,13 +35,16 @@ class Grammar:
 
     A text that ends by itself (`finish_reason` "stop", without a stop string) is one of the grammar's, whole: while it
     is not complete the model cannot end it, and once nothing can follow it must. A text that `max_tokens`, the context
-    or a stop string cuts is the beginning of one.
+    or a stop string cuts is the beginning of one. Of a grammar whose texts begin with a space, that space is lost where
+    a vocabulary puts one before each text and takes it away again (SentencePiece).
     """
 
     kind: Literal["json_schema", "regex", "lark"]
     source: str
 
     def __post_init__(self) -> None:
+        if self.kind not in _MAKERS:
+            raise GrammarError(f"kind must be one of {', '.join(_MAKERS)}, not {self.kind!r}")
         failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(self._definition)
         if failed:
             raise GrammarError(f"{self.kind}: {messages[0].strip()}")
@@ -86,9 +91,8 @@ class Grammar:
     def _definition(self) -> str:
         """The grammar as llguidance's matcher takes it."""
         matcher = _llguidance().LLMatcher
-        make = {"json_schema": "grammar_from_json_schema", "regex": "grammar_from_regex", "lark": "grammar_from_lark"}
         try:
-            return str(getattr(matcher, make[self.kind])(self.source))
+            return str(getattr(matcher, _MAKERS[self.kind])(self.source))
         except (TypeError, ValueError) as error:
             raise GrammarError(f"{self.kind}: {error}") from error
 

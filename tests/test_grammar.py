@@ -534,6 +534,11 @@ def test_a_grammar_too_complex_to_follow(tiny: pyllm.Model, temperature: float) 
             draw.draw(row)
 
 
+def test_a_kind_that_there_is_not() -> None:
+    with pytest.raises(GrammarError, match="kind must be one of json_schema, regex, lark, not 'ebnf'"):
+        Grammar("ebnf", "a")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("grammar", ["[a-z]+", 3, ["a"], int])
 def test_what_is_no_grammar(tiny: pyllm.Model, grammar: Any) -> None:
     with pytest.raises(TypeError, match=r"grammar must be|no pydantic model"):
