@@ -238,6 +238,12 @@ class Model:
         return dtype
 
     @property
+    def kv_memory(self) -> int | None:
+        """The bytes that keys and values may take in all; None: as many as memory has."""
+        limit: int | None = self._arguments["kv_memory"]
+        return limit
+
+    @property
     def context_length(self) -> int:
         """Positions of a session that asks for no other number."""
         return self._context_length

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from pyllm._core import Interrupted, Part
 from pyllm.ahead import SHORT_PASS, Ahead
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Rows = npt.NDArray[np.float32]
 
-Shares: TypeAlias = "list[tuple[Seat, int]]"  # of a pass: who takes part with how many tokens
+Shares: TypeAlias = "list[Share]"
 
 #: Prompt tokens in one pass at most: enough for full speed.
 CHUNK = 512
@@ -122,9 +122,40 @@ class Seat:
         return self.stopped
 
     @property
+    def left(self) -> int:
+        """Tokens that are still to be evaluated."""
+        return len(self.tokens) - self.at
+
+    @property
     def busy(self) -> bool:
         """Whether a forward pass is using the session now."""
         return self.under_way is not None and not self.under_way.over
+
+
+class Share(NamedTuple):
+    """Of a pass: n of the tokens that a seat asked for, from `at` on."""
+
+    seat: Seat
+    n: int
+    tokens: Sequence[int]
+    at: int
+
+    @property
+    def stands(self) -> bool:
+        """Whether that is still what is to be done: a signal handler may have done it meanwhile."""
+        seat = self.seat
+        return not seat.ready and seat.tokens is self.tokens and seat.at == self.at
+
+    @property
+    def answers(self) -> bool:
+        """Whether nothing is left to be done for the seat then."""
+        return self.at + self.n == len(self.tokens)
+
+    @property
+    def part(self) -> Part:
+        """The tokens, with the logits if they are the last."""
+        tokens = self.tokens[self.at : self.at + self.n]
+        return Part(self.seat.session, tokens, self.seat.n_logits if self.answers else 0)
 
 
 class _Absence:
@@ -181,6 +212,7 @@ class Scheduler:
         self._calls: dict[_Call, None] = {}
         self._leading: dict[str, _Call] = {}  # at most one, put there by setdefault: the first wins
         self._away: dict[_Absence, None] = {}  # those that may come back, the first that left first
+        self._passes: dict[_Pass, None] = {}  # those that are not over
         self._claims = threading.RLock()  # whether a pass or its owner has a session; held for a few lines
         self._patience = 0.0
         self._progress = 0.0  # when the last pass ended
@@ -287,6 +319,7 @@ class Scheduler:
 
     def _linger(self, call: _Call) -> None:
         """Wait a little for those that were in the last pass and are known to come back soon."""
+        self._forget_the_gone()
         call.lingers = True
         while True:
             since = max((absence.since for absence in tuple(self._away) if absence.short), default=0.0)
@@ -298,12 +331,16 @@ class Scheduler:
 
     def _in_company(self) -> bool:
         """Whether one that is away had an answer a moment ago, and so may want the next one soon."""
+        self._forget_the_gone()
+        return bool(self._away)
+
+    def _forget_the_gone(self) -> None:
+        """Those that are away for so long that nothing is to be expected of them: the first ones that left."""
         now = time.monotonic()
         for absence in tuple(self._away):
             if now - absence.since < RECENT:
-                return True
+                return
             self._away.pop(absence, None)
-        return False
 
     # ---- passes ------------------------------------------------------------------------------------------------------
 
@@ -312,21 +349,22 @@ class Scheduler:
         of each long prompt, in turns.
         """
         waiting = [seat for seat in tuple(self._waiting) if self._can_go_on(seat)]
-        if len(waiting) == 1 and len(waiting[0].tokens) - waiting[0].at <= SHORT:
-            return [(waiting[0], len(waiting[0].tokens) - waiting[0].at)]  # as mostly: the rest would come to the same
+        if len(waiting) == 1 and waiting[0].left <= SHORT:
+            return [_share(waiting[0], waiting[0].left)]  # as mostly: the rest would come to the same
         shares: Shares = []
         room = min(CHUNK, self._chunk)
         short = min(SHORT, room)
+        long = [seat for seat in waiting if seat.left > short]
+        places = MOST_SEQUENCES - (1 if long else 0)
         for seat in waiting:
-            left = len(seat.tokens) - seat.at
-            if left <= min(short, room) and len(shares) < MOST_SEQUENCES:
-                shares.append((seat, left))
-                room -= left
-        long = [seat for seat in waiting if len(seat.tokens) - seat.at > short][: MOST_SEQUENCES - len(shares)]
+            if seat.left <= min(short, room) and len(shares) < places:
+                shares.append(_share(seat, seat.left))
+                room -= seat.left
+        long = long[: MOST_SEQUENCES - len(shares)]
         room = min(room, CHUNK_IN_COMPANY) if shares or (long and self._in_company()) else room
         each = max(room // len(long), short) if long else 0
         for seat in long[: max(room // each, 1) if long else 0]:
-            shares.append((seat, _piece(len(seat.tokens) - seat.at, each, seat.n_logits)))
+            shares.append(_share(seat, _piece(seat.left, each, seat.n_logits)))
         return shares
 
     def _can_go_on(self, seat: Seat) -> bool:
@@ -349,18 +387,20 @@ class Scheduler:
 
         def stop() -> bool:
             call.sign_of_life = time.monotonic()
-            return any(seat.wants_to_stop() for seat, _ in shares)
+            return any(share.seat.wants_to_stop() for share in shares)
 
+        self._passes[now] = None
         try:
-            shares = [(seat, n) for seat, n in shares if self._claim(seat, now) and not self._note(seat)]
+            claimed = [share for share in shares if self._claim(share.seat, now) and not self._note(share.seat)]
+            shares = [share for share in claimed if share.stands]
             if not shares:
                 return
-            self._model.eval([_part(seat, n) for seat, n in shares], stop)
+            self._model.eval([share.part for share in shares], stop)
             seconds, tokens = time.monotonic() - started, 0
             self._go_ahead(shares, seconds)
             self._progress = time.monotonic()
             self._patience = min(PATIENCE * seconds, LONGEST_PATIENCE)
-            for seat, n in shares:
+            for seat, n, *_ in shares:
                 tokens += n
                 seat.seconds += seconds
                 seat.alone = seat.alone and len(shares) == 1
@@ -372,13 +412,13 @@ class Scheduler:
         except Exception as error:
             self._recover(shares, error, call)
         finally:
-            now.over = True
+            self._end(now)
 
     def _go_ahead(self, shares: Shares, seconds: float) -> None:
         """Let those that are answered go on by themselves: by a token each, or a lone one that nobody waits behind for
         a moment, where passes are short.
         """
-        answered = [(seat.ahead, seat.session) for seat, n in shares if seat.ahead and seat.at + n == len(seat.tokens)]
+        answered = [(share.seat.ahead, share.seat.session) for share in shares if share.seat.ahead and share.answers]
         if len(answered) > 1:
             Ahead.draw(self._model, answered)
         elif answered and seconds < SHORT_PASS and len(self._waiting) <= 1:
@@ -395,6 +435,10 @@ class Scheduler:
             if not seat.stopped:
                 seat.under_way = now
             return not seat.stopped
+
+    def _end(self, now: _Pass) -> None:
+        now.over = True
+        self._passes.pop(now, None)
 
     def _note(self, seat: Seat) -> bool:
         """Take note of what was evaluated; whether there was anything. What tells is the session itself: Ctrl-C may
@@ -418,7 +462,7 @@ class Scheduler:
             for share in shares:
                 self._run([share], call)
             return
-        ((seat, _),) = shares
+        seat = shares[0].seat
         if isinstance(error, OutOfMemoryError) and not seat.refused:
             seat.short = self._model.kv_pages
         else:
@@ -444,14 +488,16 @@ class Scheduler:
     def _take_memory(self, seat: Seat) -> None:
         """Empty a session: what it held is to be evaluated again, before what it has asked for."""
         now = _Pass()
+        self._passes[now] = None
         try:
             if self._claim(seat, now):
                 seat.tokens, seat.at, seat.start = [*seat.before(), *seat.tokens], 0, 0
+                seat.before = tuple  # which it will hold only once these have been evaluated
                 seat.session.truncate(0)
                 seat.session.expect(len(seat.tokens))
                 seat.short = self._model.kv_pages
         finally:
-            now.over = True
+            self._end(now)
 
     def _run_alone(self, items: Collection[Waitable]) -> None:
         """The same without the others, which are in the pass that this thread is in the midst of."""
@@ -463,10 +509,8 @@ class Scheduler:
             self._run(shares, call)
 
 
-def _part(seat: Seat, n: int) -> Part:
-    """The next n tokens of a seat, with the logits if they are the last."""
-    end = seat.at + n
-    return Part(seat.session, seat.tokens[seat.at : end], seat.n_logits if end == len(seat.tokens) else 0)
+def _share(seat: Seat, n: int) -> Share:
+    return Share(seat, n, seat.tokens, seat.at)
 
 
 def _piece(left: int, most: int, n_logits: int) -> int:
@@ -487,6 +531,8 @@ _all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     for scheduler in _all:
         waiting = tuple(scheduler._waiting)
+        for under_way in tuple(scheduler._passes):
+            under_way.over = True
         scheduler._start_afresh()  # the threads that led and waited do not exist here
         for seat in waiting:
             seat.settle(None, PyllmError("this was being computed when the process forked: begin again"))

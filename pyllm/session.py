@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from pyllm._core import Interrupted, NativeSession
+from pyllm._core import PAGE, Interrupted, NativeSession
 from pyllm.ahead import Ahead
 from pyllm.conversation import encode_conversation, shared_prefix
 from pyllm.errors import ClosedError, ContextLengthError, SessionBusyError
@@ -397,6 +397,7 @@ class Session:
         if self._lock.acquire(blocking=False):
             try:
                 self._closed = True
+                self._model.scheduler.leave(self._seat)
                 self._native.close()
             finally:
                 self._lock.release()
@@ -419,6 +420,8 @@ class Session:
             self._native.truncate(evaluated)
             self._expect(taken + len(ids))
         room = max(self._longest_alike(taken + len(ids)) - taken - len(ids), 0)
+        if self._model.kv_memory is not None:  # no guess takes a page that a text may need
+            room = min(room, -(taken + len(ids)) % PAGE)
         guess = guess[:room]
         if ahead:
             ahead.restrict(room + 1)  # of which the last is only drawn

@@ -77,6 +77,14 @@ static int32_t useful_threads(const pl_model *model, const pl_run *runs, int32_t
     return work < worth_sharing ? 1 : threads;
 }
 
+/* Pages that some runs have got where others lack them: they would help nobody. */
+static void give_back(pl_model *model, const pl_run *runs, int32_t n_runs) {
+    for (int32_t r = 0; r < n_runs; r++) {
+        pl_session *s = runs[r].session;
+        if (s != NULL && s->model == model) pl_pages_truncate(model, &s->table, s->position);
+    }
+}
+
 int32_t pl_eval(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t threads, pl_poll_fn poll, void *context,
                 pl_error *err) {
     if (n_runs < 1 || threads < 1 || threads > PL_MOST_THREADS) {
@@ -89,7 +97,10 @@ int32_t pl_eval(pl_model *model, const pl_run *runs, int32_t n_runs, int32_t thr
         pl_session_choose_rope(s, runs[r].n);
         status = pl_pages_reserve(model, &s->table, s->position, s->position + runs[r].n, err);
     }
-    if (status != PL_OK) return status;
+    if (status != PL_OK) {
+        give_back(model, runs, n_runs);
+        return status;
+    }
     pl_scratch *scratch = pl_scratch_borrow(model);
     if (scratch == NULL) return pl_fail(err, PL_MEMORY, "no memory for a forward pass");
     threads = useful_threads(model, runs, n_runs, threads);
