@@ -9,6 +9,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from pyllm.errors import SessionBusyError
+
 if TYPE_CHECKING:
     from typing import TypeAlias
 
@@ -28,7 +30,6 @@ async def next_chunk(generation: Generation) -> Chunk | None:
     elif pool is None:
         return None
     else:
-        generation.begin()
         answer = asyncio.get_running_loop().create_future()
         _send(answer.get_loop(), pool, generation, answer)
     try:
@@ -80,6 +81,8 @@ class _Crew:
 
     def add(self, generation: Generation, answer: Answer) -> None:
         """One more. The caller holds the lock."""
+        if generation in self._awaited:
+            raise SessionBusyError("another task is iterating over this generation")
         self._awaited[generation] = answer
         self._bell.put(None)
 
@@ -91,8 +94,10 @@ class _Crew:
         """Step them all, in a worker thread, until nobody waits any more."""
         try:
             while self._someone_waits():
+                for generation in [g for g in tuple(self._awaited) if not g.begun]:
+                    self._begin(generation)
                 self._pool.wait(self._awaited)
-                for generation in [g for g in tuple(self._awaited) if g.ready]:
+                for generation in [g for g in tuple(self._awaited) if g.begun and g.ready]:
                     self._deliver(generation)
         except BaseException as error:  # nobody may be left waiting
             with _lock:
@@ -103,6 +108,8 @@ class _Crew:
         """Tell all that wait."""
         for generation in tuple(self._awaited):
             generation.close()
+            if generation.begun:
+                generation.abort()
             self._tell(self._awaited.pop(generation), None, error)
 
     def _someone_waits(self) -> bool:
@@ -113,6 +120,13 @@ class _Crew:
             if not self._awaited:
                 self.disband()
             return bool(self._awaited)
+
+    def _begin(self, generation: Generation) -> None:
+        """Ask for its next chunk: here, since a draft may take a while."""
+        try:
+            generation.begin()
+        except BaseException as error:
+            self._tell(self._awaited.pop(generation), None, error)
 
     def _deliver(self, generation: Generation) -> None:
         answer = self._awaited.pop(generation)

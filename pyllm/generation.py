@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,8 @@ class Generation:
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._seconds = [0.0, 0.0]  # prefill (with the first token), decode
-        self._position = -1  # where the stepper must be: anything else means that someone moved it
+        self._position = len(plan.history)  # where the stepper must be: else someone moved it
+        self._first = True  # the prompt has not been asked for
         self._cached = 0
         self._asked, self._started = False, 0.0
         self._begun, self._stepping = False, 0  # the thread that began
@@ -351,7 +353,7 @@ class Generation:
             return self.complete()
         except BaseException:
             if self._begun and self._stepping == threading.get_ident():  # Ctrl-C between the two
-                self._abort()
+                self.abort()
             raise
 
     # A step has two halves, so that one thread can take it for several generations at once.
@@ -366,7 +368,7 @@ class Generation:
             self._asked = self._ask()
             self._begun = True
         except BaseException:
-            self._abort()
+            self.abort()
             raise
 
     def join(self, batch: Together) -> None:
@@ -413,12 +415,13 @@ class Generation:
         try:
             chunk = self._answer()
         except BaseException:  # KeyboardInterrupt too: whatever happened, nothing may stay half done
-            self._abort()
+            self.abort()
             raise
         self._leave()
         return chunk
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """End a step that `complete` will not be called for."""
         try:
             self._finish("cancelled")
         finally:
@@ -448,21 +451,21 @@ class Generation:
         if self._poll():
             self._finish("cancelled")
             return False
-        if self._position not in (-1, stepper.position):
+        if self._position != stepper.position:
             raise SessionBusyError("the session was used for something else while this generation was under way")
         if self._drawn:
             return False
-        first = self._position == -1
-        if first and plan.decoder:
+        poll = _weakly(self)
+        if self._first and plan.decoder:
             for token in self._ids[-PRIMING:]:
                 self._piece(token)
-        if first:
-            stepper.ask(plan.prompt, self._poll)
-            self._cached = stepper.cached
+        if self._first:
+            stepper.ask(plan.prompt, poll)
+            self._cached, self._first = stepper.cached, False
         else:
             if plan.ahead:
                 plan.ahead.allow(self._ids, None if plan.max_tokens is None else plan.max_tokens - len(self._tokens))
-            stepper.ask((), self._poll, plan.ahead)
+            stepper.ask((), poll, plan.ahead)
         return True
 
     def _answer(self) -> Chunk | None:
@@ -541,6 +544,17 @@ class Generation:
         stepper, self._stepper = self._stepper, None
         if stepper is not None:
             stepper.release()
+
+
+def _weakly(generation: Generation) -> Callable[[], bool]:
+    """Its `_poll`, which does not keep it alive: nobody wants the text of one that was dropped."""
+    reference = weakref.ref(generation)
+
+    def poll() -> bool:
+        alive = reference()
+        return alive is None or alive._poll()
+
+    return poll
 
 
 class StopScanner:

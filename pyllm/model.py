@@ -62,7 +62,6 @@ PLANES = {"high": 2, "fast": 1}
 KV_DTYPES = ("f16", "f32", "q8_0")
 #: Bytes of keys and values that are kept for prompts that begin like earlier ones.
 PREFIX_CACHE = 256 << 20
-UNBOUNDED = 1 << 62
 #: Sequences of a batch that are at work at once.
 MOST_AT_ONCE = 32
 #: llama2.c's beginning-of-text token, which also ends a text there.
@@ -120,8 +119,9 @@ def load(
     `ValueError` for an argument out of range.
     """
     arguments: dict[str, Any] = {"threads": threads, "context_length": context_length, "precision": precision}
-    arguments |= {"tokenizer": tokenizer, "dtype": dtype, "speculation": speculation, "draft": draft}
-    arguments |= {"prefix_cache": prefix_cache, "kv_memory": kv_memory, "adapters": _absolute(adapters)}
+    arguments |= {"tokenizer": _absolute(tokenizer), "draft": _absolute(draft)}
+    arguments |= {"dtype": dtype, "speculation": speculation}
+    arguments |= {"prefix_cache": prefix_cache, "kv_memory": kv_memory, "adapters": _absolute_adapters(adapters)}
     threads = available_threads() if threads is None else _checked_threads(threads)
     _check_choice("precision", precision, PLANES)
     _check_choice("kv_dtype", kv_dtype, (*KV_DTYPES, None))
@@ -402,7 +402,8 @@ class Model:
         the order of the prompts. Other options as for `generate`; `timeout` counts for each from its own first step.
 
         Lazy: whoever reads one of them steps them all. What the others get meanwhile is kept until it is read: at most
-        `max_tokens` tokens each. At most `max_batch` of them hold keys and values.
+        `max_tokens` tokens each. At most `max_batch` of them hold keys and values; without a prefix cache as much as
+        their prompts need is kept for those that begin alike, until all have been read.
 
         Raises as `generate`, `ValueError` for a number of samples or samplers that does not fit, and `TypeError` for a
         lone text; all before anything is computed.
@@ -413,9 +414,10 @@ class Model:
         samplers = [sampler] * len(ids) if sampler is None or isinstance(sampler, Sampler) else list(sampler)
         if len(samplers) != len(ids):
             raise ValueError(f"{len(samplers)} samplers for {len(ids)} prompts: give one for all, or one for each")
+        limit = max_batch or MOST_AT_ONCE
         prefixes, own = self._prefixes, not self._prefixes.open
         if own:  # a tree for this batch alone, as long as one of its prompts is to be read
-            prefixes = Prefixes(UNBOUNDED, self._native.kv_page_bytes, self._config.rope_original)
+            prefixes = Prefixes(self._bytes_of(ids, limit), self._native.kv_page_bytes, self._config.rope_original)
             self._native.reserves.add(prefixes)
         members = []
         for prompt, each in zip(ids, samplers, strict=True):
@@ -425,7 +427,7 @@ class Model:
                     max_tokens, each, stop, own_seed, logprobs, timeout, logits_processor, grammar, speculation
                 )
                 members.append(self._generate(prompt, context_length, options, prefixes))
-        Batch(members, max_batch or MOST_AT_ONCE, prefixes.worth_beginning, prefixes.close if own else _do_nothing)
+        Batch(members, limit, prefixes.worth_beginning, prefixes.close if own else _do_nothing)
         return members
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -582,10 +584,7 @@ class Model:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[object, ...]]:
-        arguments = dict(self._arguments)
-        if isinstance(arguments["tokenizer"], (str, os.PathLike)):
-            arguments["tokenizer"] = os.path.abspath(arguments["tokenizer"])
-        return _reopen, (str(self._path), self._fingerprint, arguments)
+        return _reopen, (str(self._path), self._fingerprint, dict(self._arguments))
 
     # ---- for the rest of pyllm ---------------------------------------------------------------------------------------
 
@@ -692,6 +691,11 @@ class Model:
         steps = OwnSteps(open_for, self._scheduler, tree, self.speculate(options.speculation))
         return begin_generation(self, steps, (), ids, length, options)
 
+    def _bytes_of(self, prompts: Sequence[Sequence[int]], limit: int) -> int:
+        """What the keys and values of `limit` prompts take, the longest ones."""
+        longest = sorted(map(len, prompts))[-limit:]
+        return sum(-(-n // _core.PAGE) for n in longest) * self._native.kv_page_bytes
+
     def _session_length(self, wanted: int | None) -> int:
         made_for = min(self._config.context_length, _core.LONGEST_CONTEXT)
         if wanted is None:
@@ -754,7 +758,12 @@ def _usual_kv_dtype(checkpoint: Checkpoint, bindings: Iterable[Binding], dtype: 
     return "f16" if checkpoint.format != "llama2c" and (quantised or dtype) else "f32"
 
 
-def _absolute(adapters: AdapterPaths) -> list[tuple[str, float]]:
+def _absolute(given: Any) -> Any:
+    """A path that a pickled model finds from elsewhere; anything else as it is, such as a name of the catalogue."""
+    return os.path.abspath(given) if isinstance(given, (str, os.PathLike)) and os.path.exists(given) else given
+
+
+def _absolute_adapters(adapters: AdapterPaths) -> list[tuple[str, float]]:
     """Adapters as (path, scale), so that a pickled model finds them again."""
     given = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters
     pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in given]

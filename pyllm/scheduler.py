@@ -287,10 +287,12 @@ class Scheduler:
         if self._away:
             self._linger(call)
         shares = self._next_shares()
+        if call.satisfied:  # dismissed, while another may lead the rest
+            return
         if shares:
             self._wake_satisfied(call)  # those who were dismissed
             self._run(shares, call)
-        elif not call.satisfied:
+        else:
             self._relieve(call)
         self._wake_satisfied(call)
 
@@ -410,6 +412,7 @@ class Scheduler:
         except Interrupted:
             return  # those that asked for it are dismissed before the next pass
         except Exception as error:
+            self._end(now)  # each is claimed again, alone
             self._recover(shares, error, call)
         finally:
             self._end(now)
@@ -432,9 +435,10 @@ class Scheduler:
     def _claim(self, seat: Seat, now: _Pass) -> bool:
         """Whether the pass may use the session. From then on its owner does not touch it before the pass is over."""
         with self._claims:
-            if not seat.stopped:
+            free = not (seat.stopped or seat.busy)
+            if free:
                 seat.under_way = now
-            return not seat.stopped
+            return free
 
     def _end(self, now: _Pass) -> None:
         now.over = True
@@ -447,7 +451,7 @@ class Scheduler:
         at = seat.session.position - seat.start
         if at == seat.at:
             return False
-        seat.at = at
+        seat.at, seat.refused = at, False
         self._waiting.pop(seat, None)
         if at < len(seat.tokens):
             self._waiting[seat] = None  # behind the others
@@ -504,8 +508,8 @@ class Scheduler:
         call = _Call(items)
         while not call.satisfied:
             shares = self._next_shares()
-            if not shares:
-                return
+            if not (shares or call.satisfied):
+                raise OutOfMemoryError("no memory for keys and values, and the pass that may free some is interrupted")
             self._run(shares, call)
 
 

@@ -459,6 +459,8 @@ class Session:
             raise
         if seat.rows is None:
             self._go_back(asked)
+            if self._model.closed and not self._closing:
+                raise ClosedError("the model was closed meanwhile")
             return None
         if asked.guess:
             self._guess = Guess(len(self._tokens), asked.guess, seat.rows)

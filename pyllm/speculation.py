@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pyllm.ahead import SHORT_PASS
+from pyllm.errors import ClosedError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from pyllm.session import Session
@@ -49,6 +50,7 @@ class Speculation:
         self._drafted = 0  # tokens of the pass that was asked for last
         self._cost = 0.0  # seconds of that pass and its draft
         self._alone = True
+        self._given_up = False
 
     def draft(self, text: Sequence[int], right: int, poll: Callable[[], bool]) -> Sequence[int]:
         """A guess at what follows `text`; `right`: how many tokens of the last one have come."""
@@ -58,7 +60,11 @@ class Speculation:
         if not self._pays():
             return ()
         started = time.perf_counter()
-        drafted = self._drafter.propose(text, poll)[:LONGEST]
+        try:
+            drafted = self._drafter.propose(text, poll)[:LONGEST]
+        except (OutOfMemoryError, ClosedError):  # of a smaller model: the text goes on without
+            self._given_up = True
+            return ()
         self._drafted = len(drafted)
         self._cost = time.perf_counter() - started
         return drafted
@@ -76,7 +82,7 @@ class Speculation:
 
     def _pays(self) -> bool:
         measured = self._measured >= MEASURED and self._plain > SHORT_PASS
-        return self._alone and measured and self._lost <= LOSS * self._spent
+        return not self._given_up and self._alone and measured and self._lost <= LOSS * self._spent
 
 
 class PromptLookup:

@@ -234,7 +234,7 @@ def test_an_interrupt_behind_a_run_loses_nothing(model: pyllm.Model, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Ahead, "run", run_and_die)
         with pytest.raises(KeyboardInterrupt):
-            model.scheduler._run([(seat, 1)], scheduler._Call([seat]))
+            model.scheduler._run([scheduler._share(seat, 1)], scheduler._Call([seat]))
     generation.complete()
     assert generation.tokens == expected
     assert generation.finish_reason == "length"

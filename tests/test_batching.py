@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -565,6 +566,133 @@ def test_where_memory_is_short_texts_wait_for_each_other(
         while model.prefixes.make_room():
             pass
         assert model._native.kv_pages == 0
+
+
+def test_memory_may_be_given_up_twice(path: Path) -> None:
+    """A sequence that has to do so before it got anywhere again still reads its text once."""
+    texts = [np.random.default_rng(i).integers(3, VOCAB, 130).tolist() for i in range(8)]
+    with pyllm.load(path, threads=1) as model:
+        expected = [model.logits(text)[60:] for text in texts]
+        page_bytes = model._native.kv_page_bytes
+    with pyllm.load(path, threads=1, kv_memory=4 * page_bytes, prefix_cache=0) as model:
+
+        def step_by_step(i: int) -> bool:
+            with model.session() as session:
+                session.eval(texts[i][:60])
+                rows = [session.eval([token]).copy() for token in texts[i][60:]]
+                return np.array_equal(rows, expected[i]) and session._native.position == 130
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(step_by_step, range(8), timeout=60)) == [True] * 8
+
+
+@pytest.mark.parametrize("speculation", [False, True])
+def test_texts_that_fit_one_by_one(path: Path, speculation: bool) -> None:
+    """Each takes all the memory there may be. Neither pages of a pass that failed nor guesses stand in their way."""
+    prompts = [np.random.default_rng(i).integers(3, VOCAB, 60).tolist() for i in range(6)]
+    with pyllm.load(path, threads=1) as model:
+        expected = [model.generate(prompt, max_tokens=130, sampler=GREEDY).tokens for prompt in prompts]
+        page_bytes = model._native.kv_page_bytes
+    with pyllm.load(path, threads=1, kv_memory=3 * page_bytes, prefix_cache=0, speculation=speculation) as model:
+        batch = model.generate_batch(prompts, max_tokens=130, sampler=GREEDY)
+        assert [generation.tokens for generation in batch] == expected
+        assert model._native.kv_pages == 0
+
+
+def test_a_handler_between_a_choice_and_its_pass(model: pyllm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that generates evaluates whoever waits: what was to be done is then done."""
+    expected, other = alone(model, 3, 6), alone(model, 4, 3)
+    claim, found = scheduler.Scheduler._claim, list[list[int]]()
+
+    def handle_first(self: scheduler.Scheduler, seat: Any, now: Any) -> bool:
+        if len(found) < 4:
+            found.append([])
+            found[-1] += alone(model, 4, 3)
+        return claim(self, seat, now)
+
+    monkeypatch.setattr(scheduler.Scheduler, "_claim", handle_first)
+    assert alone(model, 3, 6) == expected
+    assert found == [other] * 4
+
+
+def test_a_long_prompt_gets_in_beside_many(model: pyllm.Model, passes: list[list[int]]) -> None:
+    """However many others are short: one place is its own."""
+    prompts = [np.random.default_rng(0).integers(3, VOCAB, 400).tolist(), *[[5 + i] for i in range(80)]]
+    batch = model.generate_batch(prompts, max_tokens=60, sampler=GREEDY, max_batch=81)
+    next(batch[0])
+    assert len(passes) < 10
+    for generation in batch:
+        generation.close()
+
+
+def test_nobody_is_remembered_for_long(model: pyllm.Model) -> None:
+    """Sessions that were closed, or dropped, do not make the others wait or search."""
+    for _ in range(200):
+        with model.session() as session:
+            session.eval([5])
+    assert len(model.scheduler._away) <= 1
+    dropped = [model.session() for _ in range(50)]
+    for session in dropped:
+        session.eval([5])
+    del dropped
+    time.sleep(scheduler.RECENT)
+    model.session().eval([5])
+    assert len(model.scheduler._away) <= 1
+
+
+def test_dropped_members_are_not_computed(model: pyllm.Model, passes: list[list[int]]) -> None:
+    prompts = [[5], *[np.random.default_rng(i).integers(3, VOCAB, 500).tolist() for i in range(4)]]
+    batch = model.generate_batch(prompts, max_tokens=1, sampler=GREEDY)
+    next(batch[0])
+    references = [weakref.ref(generation) for generation in batch]
+    del batch
+    passes.clear()
+    alone(model, 1, 4)
+    assert [reference() for reference in references] == [None] * 5
+    assert all(len(tokens) == 1 for tokens in passes)
+    assert model._native.kv_pages == 0
+
+
+def test_what_a_batch_keeps_for_itself_is_bounded(path: Path) -> None:
+    prompts = [np.random.default_rng(i).integers(3, VOCAB, 200).tolist() for i in range(20)]
+    with pyllm.load(path, threads=1, prefix_cache=0) as model:
+        batch = model.generate_batch(prompts, max_tokens=5, sampler=GREEDY, max_batch=2)
+        for generation in batch[:-2]:
+            generation.tokens  # noqa: B018
+            assert model._native.kv_pages <= 2 * 2 * 4
+
+
+def test_closing_a_member_computes_nothing(slow: pyllm.Model, passes: list[list[int]]) -> None:
+    prompts = [[5], *[np.random.default_rng(i).integers(3, VOCAB, 800).tolist() for i in range(3)]]
+    batch = slow.generate_batch(prompts, max_tokens=5, sampler=GREEDY)
+    next(batch[0])
+    passes.clear()
+    for generation in batch:
+        generation.close()
+    assert passes == []
+    assert slow._native.kv_pages == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads is what is tested
+def test_fork_in_the_midst_of_a_pass(slow: pyllm.Model) -> None:
+    """Which goes on in the parent alone: the child reads an error, and does not wait for it."""
+    prompts = [np.random.default_rng(i).integers(3, VOCAB, 400).tolist() for i in range(4)]
+    batch = slow.generate_batch(prompts, max_tokens=3, sampler=GREEDY)
+    worker = threading.Thread(target=lambda: batch[0].tokens)
+    worker.start()
+    time.sleep(0.05)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            batch[1].tokens  # noqa: B018
+        except pyllm.PyllmError:
+            os._exit(3)
+        os._exit(4)
+    worker.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert [len(generation.tokens) for generation in batch] == [3] * 4
 
 
 def test_what_never_fits_is_refused(path: Path) -> None:

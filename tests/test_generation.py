@@ -38,8 +38,9 @@ class NoPool:
 class ScriptedStepper:
     """A timeline whose logits always prefer the next token of a script."""
 
-    def __init__(self, script: Sequence[int], delay: float = 0.0) -> None:
+    def __init__(self, script: Sequence[int], delay: float = 0.0, held: int = 0) -> None:
         self.script = list(script)
+        self.held = held  # tokens of before
         self.delay = delay
         self.evaluated: list[int] = []
         self.pending: list[int] = []
@@ -53,7 +54,7 @@ class ScriptedStepper:
 
     @property
     def position(self) -> int:
-        return len(self.evaluated) + len(self.pending)
+        return self.held + len(self.evaluated) + len(self.pending)
 
     def ask(self, tokens: Sequence[int], poll: Callable[[], bool], ahead: Ahead | None = None) -> None:
         self.asked = (tokens, poll)
@@ -108,7 +109,7 @@ class Bench:
 
     def __init__(self, script: str | Sequence[int], delay: float = 0.0, **plan: Any) -> None:
         tokens = [*script.encode(), END] if isinstance(script, str) else script
-        self.stepper = ScriptedStepper(tokens, delay)
+        self.stepper = ScriptedStepper(tokens, delay, held=len(plan.get("history", ())))
         options: dict[str, Any] = {
             "prompt": [80],
             "history": [],
@@ -407,7 +408,7 @@ def test_penalties_see_prompt_and_text() -> None:
 
     recorder = Recorder()
     recorder.seen = []
-    stepper = ScriptedStepper([97])
+    stepper = ScriptedStepper([97], held=1)
     plan = Plan(prompt=[2], history=[1], context_length=9, decoder=None, max_tokens=3)
     assert Generation(stepper, recorder, plan).tokens == [97, 97, 97]
     assert recorder.seen == [[1, 2], [1, 2, 97], [1, 2, 97, 97]]
