@@ -149,12 +149,17 @@ class Prefixes:
 
     @contextmanager
     def _turn(self) -> Iterator[bool]:
-        mine = self._lock.acquire(timeout=TURN)
+        lock = self._lock
+        mine = lock.acquire(timeout=TURN)
         try:
             yield mine
+        except BaseException:
+            if mine:  # Ctrl-C came in the midst of a change, say: better nothing than half of it
+                self._start_afresh()
+            raise
         finally:
             if mine:
-                self._lock.release()
+                lock.release()
 
     def _path(self, tokens: Sequence[int], length: int) -> Ids:
         """The tokens, in a part of the tree of its own where RoPE's factors are those of long texts."""

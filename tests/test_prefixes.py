@@ -194,6 +194,27 @@ def test_a_batch_makes_room_for_itself(path: Path) -> None:
         assert model._native.kv_pages == 0
 
 
+@pytest.mark.parametrize("step", ["_descend", "_touch", "_path"])
+def test_an_interrupted_change_leaves_no_half_of_it(path: Path, plain: pyllm.Model, step: str) -> None:
+    """Ctrl-C in the midst of it: the tree begins afresh, and knows what it holds."""
+    work = getattr(Prefixes, step)
+    with pyllm.load(path, threads=1, prefix_cache=16 * pages_bytes(path)) as model:
+        run(model, DOCUMENT)
+
+        def work_and_die(self: Prefixes, *arguments: Any) -> Any:
+            work(self, *arguments)
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Prefixes, step, work_and_die)
+            with pytest.raises(KeyboardInterrupt):
+                run(model, DOCUMENT)
+        for prompt in (OTHER, DOCUMENT, OTHER):
+            assert run(model, prompt)[0] == run(plain, prompt)[0]
+        assert run(model, OTHER)[1] == 399
+        assert model._native.kv_pages == model.prefixes.pages <= 16
+
+
 def test_threads_share_one_tree(path: Path, plain: pyllm.Model) -> None:
     prompts = [[*DOCUMENT[: 40 * (i % 5) + 30], *OTHER[i : i + 20]] for i in range(24)]
     expected = [run(plain, prompt)[0] for prompt in prompts]
