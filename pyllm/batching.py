@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from pyllm.errors import SessionBusyError
+from pyllm.latch import Latch
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -48,8 +49,8 @@ class Batch:
         self._active: list[weakref.ref[Generation]] = []
         self._inboxes = weakref.WeakKeyDictionary({member: _Inbox() for member in members})
         self._readers: dict[_Inbox, None] = {}  # those that wait for another thread's work
-        self._lock = threading.Lock()
-        self._worker: int | None = None  # the thread that has the lock
+        self._latch = Latch()
+        self._worker: int | None = None  # the thread that has it
         _all.add(self)
         for member in members:
             member.join(self)
@@ -60,8 +61,13 @@ class Batch:
         while not inbox.items:
             if reader.pool is None and not inbox.filling:
                 break  # nothing comes any more; but the last may have, since the line before
-            if self._lock.acquire(blocking=False):
-                self._work(reader, inbox)
+            if self._latch.take():
+                try:
+                    self._work(reader, inbox)
+                finally:
+                    self._worker = None
+                    self._latch.drop()
+                    self._ring()
             elif self._worker == threading.get_ident():  # in a logits_processor, say: it would wait for itself
                 raise SessionBusyError("a generation of this batch was read in the midst of a step of the batch")
             else:
@@ -72,25 +78,24 @@ class Batch:
 
     def tidy(self) -> None:
         """Let go of members that were closed in the midst of a step, unless another thread is about to."""
-        if self._lock.acquire(blocking=False):
+        if self._latch.take():
             try:
                 self._complete([member for member in self._members() if member.begun and member.cancelled])
                 self._tell_when_all_began()
             finally:
-                self._lock.release()
+                self._latch.drop()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _work(self, reader: Generation, inbox: _Inbox) -> None:
-        try:
-            self._worker = threading.get_ident()
-            if not inbox.items and reader.pool is not None:  # it may have got something a moment ago
-                self._round()
-        finally:
-            self._worker = None
-            self._lock.release()
-            for other in tuple(self._readers):
-                other.bell.put(None)
+        self._worker = threading.get_ident()
+        if not inbox.items and reader.pool is not None:  # it may have got something a moment ago
+            self._round()
+
+    def _ring(self) -> None:
+        """There may be something for those that wait, or work to do."""
+        for other in tuple(self._readers):
+            other.bell.put(None)
 
     def _round(self) -> None:
         """One step further for those that are ready first."""
@@ -185,7 +190,8 @@ _all: weakref.WeakSet[Batch] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for batch in _all:
-        batch._lock, batch._worker = threading.Lock(), None  # nobody is at work here
+        batch._worker = None  # nobody is at work here
+        batch._latch.drop()
         batch._readers.clear()
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pyllm.errors import ModelFormatError, SessionBusyError, TokenizerError
+from pyllm.latch import Latch
 from pyllm.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class Generation:
         self._sampler = sampler
         self._plan = plan
         self._scanner = StopScanner(plan.stop)
-        self._lock = threading.Lock()
+        self._latch = Latch()
         self._cancelled = False
         self._deadline: float | None = None
         self._finish_reason: FinishReason | None = None
@@ -360,7 +361,7 @@ class Generation:
 
     def begin(self) -> None:
         """Ask for the next token. `complete` must follow; until then the generation is in use."""
-        if not self._lock.acquire(timeout=CLOSING if self._cancelled else 0):
+        if not self._occupy():
             raise SessionBusyError("another thread is iterating over this generation")
         try:
             self._stepping = threading.get_ident()
@@ -417,7 +418,9 @@ class Generation:
         except BaseException:  # KeyboardInterrupt too: whatever happened, nothing may stay half done
             self.abort()
             raise
-        self._leave()
+        self._begun = False
+        self._latch.drop()
+        self._settle_if_cancelled()
         return chunk
 
     def abort(self) -> None:
@@ -425,21 +428,30 @@ class Generation:
         try:
             self._finish("cancelled")
         finally:
-            self._leave()
+            self._begun = False
+            self._latch.drop()
+            self._settle_if_cancelled()
 
-    def _leave(self) -> None:
-        self._begun = False
-        self._lock.release()
-        if self._cancelled:  # close() came when the lock was held
+    def _occupy(self) -> bool:
+        """Whether nobody else is at a step; waits for a `close()` that is."""
+        started = time.monotonic()
+        while not self._latch.take():
+            if not self._cancelled or time.monotonic() - started > CLOSING:
+                return False
+            time.sleep(0.0005)
+        return True
+
+    def _settle_if_cancelled(self) -> None:
+        if self._cancelled:  # close() came in the midst of a step
             self._settle()
 
     def _settle(self) -> None:
         """Finish a cancelled generation, unless a step is running: that step does it at its end."""
-        if self._lock.acquire(blocking=False):
+        if self._latch.take():
             try:
                 self._finish("cancelled")
             finally:
-                self._lock.release()
+                self._latch.drop()
 
     def _ask(self) -> bool:
         """Whether there is an answer to come."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import time
 import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pyllm._core import PAGE
+from pyllm.latch import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +88,7 @@ class Prefixes:
         _all.add(self)
 
     def _start_afresh(self) -> None:
-        self._lock = threading.Lock()
+        self._latch = Latch()
         self._root = _Node(0, np.empty(0, np.int32), None, None)
         self._leaves: dict[_Node, None] = {}  # the one not used for longest first
         self.pages = 0  # at most so many are held for the tree alone
@@ -149,8 +150,7 @@ class Prefixes:
 
     @contextmanager
     def _turn(self) -> Iterator[bool]:
-        lock = self._lock
-        mine = lock.acquire(timeout=TURN)
+        latch, mine = self._latch, self._take()
         try:
             yield mine
         except BaseException:
@@ -159,7 +159,16 @@ class Prefixes:
             raise
         finally:
             if mine:
-                lock.release()
+                latch.drop()
+
+    def _take(self) -> bool:
+        """Whether the tree is the caller's before long."""
+        started = time.monotonic()
+        while not self._latch.take():
+            if time.monotonic() - started > TURN:
+                return False
+            time.sleep(100e-6)
+        return True
 
     def _path(self, tokens: Sequence[int], length: int) -> Ids:
         """The tokens, in a part of the tree of its own where RoPE's factors are those of long texts."""
@@ -273,7 +282,7 @@ _all: weakref.WeakSet[Prefixes] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for prefixes in _all:
-        if prefixes._lock.locked():  # by a thread that does not exist here, in the midst of a change
+        if prefixes._latch.held:  # by a thread that does not exist here, in the midst of a change
             prefixes._start_afresh()
 
 

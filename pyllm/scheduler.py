@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from pyllm._core import Interrupted, Part
@@ -208,7 +211,8 @@ class Scheduler:
         _all.add(self)
 
     def _start_afresh(self) -> None:
-        self._waiting: dict[Seat, None] = {}  # in the order of their turns
+        self._waiting: OrderedDict[Seat, None] = OrderedDict()  # in the order of their turns
+        self._settling: dict[Seat, None] = {}  # those that are told what they asked for
         self._calls: dict[_Call, None] = {}
         self._leading: dict[str, _Call] = {}  # at most one, put there by setdefault: the first wins
         self._away: dict[_Absence, None] = {}  # those that may come back, the first that left first
@@ -236,9 +240,12 @@ class Scheduler:
         Others may add to `items` meanwhile. What is raised comes from this thread, Ctrl-C above all.
         """
         call = _Call(items)
-        if self._leads(call.thread):  # a signal handler, in the midst of a pass that cannot go on before it returns
-            self._run_alone(items)
-            return
+        leader = self._leading.get("")
+        if leader is not None and leader.thread == call.thread:
+            if _is_running(leader):  # this is a signal handler in the midst of a pass, which goes on when it returns
+                self._run_alone(items)
+                return
+            self._leading.pop("", None)  # Ctrl-C ended it before it could say so
         try:
             for other in tuple(self._calls) if self._calls else ():
                 if other.thread == call.thread:  # Ctrl-C ended it before it could say so
@@ -277,10 +284,6 @@ class Scheduler:
             raise interrupt
 
     # ---- leading and following ---------------------------------------------------------------------------------------
-
-    def _leads(self, thread: int) -> bool:
-        leader = self._leading.get("")
-        return leader is not None and leader.thread == thread
 
     def _lead(self, call: _Call) -> None:
         call.sign_of_life = time.monotonic()
@@ -350,6 +353,10 @@ class Scheduler:
         """Who is in the next pass, and with how many tokens: what is short as a whole, the rest of the room for a chunk
         of each long prompt, in turns.
         """
+        for seat in tuple(self._settling) if self._settling else ():  # where Ctrl-C came in between
+            if not seat.ready:
+                self._note(seat)
+            self._settling.pop(seat, None)
         waiting = [seat for seat in tuple(self._waiting) if self._can_go_on(seat)]
         if len(waiting) == 1 and waiting[0].left <= SHORT:
             return [_share(waiting[0], waiting[0].left)]  # as mostly: the rest would come to the same
@@ -412,10 +419,11 @@ class Scheduler:
         except Interrupted:
             return  # those that asked for it are dismissed before the next pass
         except Exception as error:
-            self._end(now)  # each is claimed again, alone
+            now.over = True  # each is claimed again, alone
             self._recover(shares, error, call)
         finally:
-            self._end(now)
+            now.over = True  # at once: a line before it could be the last one
+            self._passes.pop(now, None)
 
     def _go_ahead(self, shares: Shares, seconds: float) -> None:
         """Let those that are answered go on by themselves: by a token each, or a lone one that nobody waits behind for
@@ -440,25 +448,24 @@ class Scheduler:
                 seat.under_way = now
             return free
 
-    def _end(self, now: _Pass) -> None:
-        now.over = True
-        self._passes.pop(now, None)
-
     def _note(self, seat: Seat) -> bool:
         """Take note of what was evaluated; whether there was anything. What tells is the session itself: Ctrl-C may
-        have come between a pass and its notes.
+        have come between a pass and its notes, or between two of these, which then are taken again.
         """
         at = seat.session.position - seat.start
-        if at == seat.at:
+        if at == seat.at and (seat.ready or seat.left > 0):
             return False
         seat.at, seat.refused = at, False
-        self._waiting.pop(seat, None)
-        if at < len(seat.tokens):
-            self._waiting[seat] = None  # behind the others
-        else:
-            seat.absence.since = self._progress
-            self._away[seat.absence] = None  # before it is told, since it may come back at once
-            seat.settle(seat.session.rows(seat.n_logits))
+        if seat.left > 0:
+            if seat in self._waiting:
+                self._waiting.move_to_end(seat)  # behind the others
+            return True
+        self._settling[seat] = None
+        self._waiting.pop(seat, None)  # before it is told, since it may come back at once
+        seat.absence.since = self._progress
+        self._away[seat.absence] = None
+        seat.settle(seat.session.rows(seat.n_logits))
+        self._settling.pop(seat, None)
         return True
 
     def _recover(self, shares: Shares, error: Exception, call: _Call) -> None:
@@ -501,7 +508,8 @@ class Scheduler:
                 seat.session.expect(len(seat.tokens))
                 seat.short = self._model.kv_pages
         finally:
-            self._end(now)
+            now.over = True  # at once: a line before it could be the last one
+            self._passes.pop(now, None)
 
     def _run_alone(self, items: Collection[Waitable]) -> None:
         """The same without the others, which are in the pass that this thread is in the midst of."""
@@ -511,6 +519,16 @@ class Scheduler:
             if not (shares or call.satisfied):
                 raise OutOfMemoryError("no memory for keys and values, and the pass that may free some is interrupted")
             self._run(shares, call)
+
+
+def _is_running(call: _Call) -> bool:
+    """Whether the calling thread is in `wait` for a call."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is Scheduler.wait.__code__ and frame.f_locals.get("call") is call:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _share(seat: Seat, n: int) -> Share:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from pyllm.ahead import Ahead
 from pyllm.conversation import encode_conversation, shared_prefix
 from pyllm.errors import ClosedError, ContextLengthError, SessionBusyError
 from pyllm.generation import Generation
+from pyllm.latch import Latch
 from pyllm.sampling import Sampler
 from pyllm.scheduler import CHUNK, Seat
 from pyllm.session_file import identity_of, write_session
@@ -34,8 +34,27 @@ if TYPE_CHECKING:
     from pyllm.model import Model
     from pyllm.prefixes import Prefixes
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 #: Positions whose logits are held at once where those of every position are wanted.
 LOGIT_ROWS = 32
+
+
+def _exclusive(method: Callable[Concatenate[Session, P], T]) -> Callable[Concatenate[Session, P], T]:
+    """A method that has the session for itself, with nothing evaluated beyond its tokens."""
+
+    @functools.wraps(method)
+    def entered(self: Session, /, *arguments: P.args, **options: P.kwargs) -> T:
+        self._enter()
+        try:
+            self._drop_guess()
+            return method(self, *arguments, **options)
+        finally:
+            self._latch.drop()
+            self._settle_if_closing()
+
+    return entered
 
 
 class Session:
@@ -59,10 +78,10 @@ class Session:
         self._context_length = context_length
         self._tokens = list(tokens)  # those past the native position were drawn, and are evaluated by the next call
         self._seat = Seat(native)
-        self._asked = _Asked()
+        self._asked, self._in_question = _Asked(), False
         self._guess = Guess()  # what was evaluated beyond `tokens`
         self._length = 0  # of the text that the last evaluation was for
-        self._lock = threading.Lock()
+        self._latch = Latch()
         self._closing = False
         self._closed = False
 
@@ -109,11 +128,17 @@ class Session:
         `ContextLengthError` where the tokens do not fit; nothing is computed then.
         """
         self.ask(self._model.check_tokens(tokens), lambda: False)
-        logits = self.answer()
+        try:
+            logits = self.answer()
+        except BaseException:  # Ctrl-C between the two
+            if self._in_question:
+                self.abandon()
+            raise
         if logits is None:
             raise ClosedError("the session or its model was closed during eval()")
         return logits
 
+    @_exclusive
     def hidden_states(self, tokens: Sequence[int], layers: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
         """Take `tokens` in, as `eval` does; returns the residual stream at them: float32 (len(layers), n, dim), a copy.
 
@@ -122,22 +147,22 @@ class Session:
         Raises as `eval` does, and `ValueError` for a layer that there is not.
         """
         ids, depths = self._model.check_tokens(tokens), _depths(layers, self._model.config.n_layers)
-        with self._entered():
-            self.check_room(len(ids))
-            if not ids:
-                raise ValueError("there are no tokens to evaluate")
-            taken = len(self._tokens)
-            evaluated = self._expect(taken + len(ids))
-            try:
-                self._tokens += ids
-                return self._hidden_from(evaluated, depths)[:, taken - evaluated :]
-            except BaseException as error:  # KeyboardInterrupt too: a session is never half-way
-                self._native.truncate(evaluated)
-                del self._tokens[taken:]
-                if isinstance(error, Interrupted):
-                    raise ClosedError("the session or its model was closed during hidden_states()") from None
-                raise
+        self.check_room(len(ids))
+        if not ids:
+            raise ValueError("there are no tokens to evaluate")
+        taken = len(self._tokens)
+        evaluated = self._expect(taken + len(ids))
+        try:
+            self._tokens += ids
+            return self._hidden_from(evaluated, depths)[:, taken - evaluated :]
+        except BaseException as error:  # KeyboardInterrupt too: a session is never half-way
+            self._native.truncate(evaluated)
+            del self._tokens[taken:]
+            if isinstance(error, Interrupted):
+                raise ClosedError("the session or its model was closed during hidden_states()") from None
+            raise
 
+    @_exclusive
     def keys(self, layer: int) -> npt.NDArray[np.float32]:
         """The keys of one layer, 0 to `config.n_layers` - 1: float32 (n_kv_heads, n, head_dim).
 
@@ -145,27 +170,26 @@ class Session:
         `position`, less the tokens that were only drawn: the last one of a generation has no keys yet. They are
         rotated; dimensions i and i + rope_dims / 2 belong together. Raises `ValueError` for a layer that there is not.
         """
-        with self._entered():
-            return self._native.kv(operator.index(layer))[0]
+        return self._native.kv(operator.index(layer))[0]
 
+    @_exclusive
     def values(self, layer: int) -> npt.NDArray[np.float32]:
         """The values of one layer: float32 (n_kv_heads, n, head_dim), and what is raised: see `keys`."""
-        with self._entered():
-            return self._native.kv(operator.index(layer))[1]
+        return self._native.kv(operator.index(layer))[1]
 
+    @_exclusive
     def truncate(self, position: int) -> None:
         """Forget every token from `position` on. Raises `ValueError` outside [0, self.position]."""
-        with self._entered():
-            if not 0 <= operator.index(position) <= len(self._tokens):
-                raise ValueError(f"position {position} is outside [0, {len(self._tokens)}]")
-            if position < self._native.position:
-                self._native.truncate(position)
-            del self._tokens[position:]
+        if not 0 <= operator.index(position) <= len(self._tokens):
+            raise ValueError(f"position {position} is outside [0, {len(self._tokens)}]")
+        if position < self._native.position:
+            self._native.truncate(position)
+        del self._tokens[position:]
 
+    @_exclusive
     def fork(self) -> Session:
         """A second session that stands where this one does. Memory is shared until one of them changes it."""
-        with self._entered():
-            return Session(self._model, self._native.fork(), self._context_length, self._tokens, self._adapters)
+        return Session(self._model, self._native.fork(), self._context_length, self._tokens, self._adapters)
 
     def generate(
         self,
@@ -234,17 +258,17 @@ class Session:
 
     # ---- keeping -----------------------------------------------------------------------------------------------------
 
+    @_exclusive
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file, for `Model.restore`. The file appears whole or not at all. Raises `OSError`."""
-        with self._entered():
-            self._expect(len(self._tokens))  # what a restored session will take its keys and values for
-            header = {
-                "model": self.identity,
-                "context_length": self._context_length,
-                "tokens": len(self._tokens),
-                "evaluated": self._native.position,
-            }
-            write_session(Path(path), header, self._tokens, self._native.state())
+        self._expect(len(self._tokens))  # what a restored session will take its keys and values for
+        header = {
+            "model": self.identity,
+            "context_length": self._context_length,
+            "tokens": len(self._tokens),
+            "evaluated": self._native.position,
+        }
+        write_session(Path(path), header, self._tokens, self._native.state())
 
     def close(self) -> None:
         """Free the KV memory. From another thread this stops a running evaluation within one layer. Harmless twice."""
@@ -277,8 +301,10 @@ class Session:
         self._enter()
         try:
             self._begin(tokens, lambda: self._was_closed() or poll(), guess, ahead)
+            self._in_question = True
         except BaseException:
-            self._leave()
+            self._latch.drop()
+            self._settle_if_closing()
             raise
 
     @property
@@ -291,20 +317,24 @@ class Session:
         try:
             return self._finish()
         finally:
-            self._leave()
+            self._in_question = False
+            self._latch.drop()
+            self._settle_if_closing()
 
     def abandon(self) -> None:
         """Take back an `ask` that was not answered."""
-        self._model.scheduler.withdraw(self._seat)
-        self._go_back(self._asked)
-        self._leave()
+        try:
+            self._model.scheduler.withdraw(self._seat)
+            self._go_back(self._asked)
+        finally:
+            self._in_question = False
+            self._latch.drop()
+            self._settle_if_closing()
 
     def share(self, prefixes: Prefixes) -> None:
         """Let texts that begin alike have what was evaluated so far; the session goes on with it, too."""
-        if self._length == 0:
-            return  # nothing was
-        with self._entered():
-            prefixes.keep(self._tokens[: self._native.position], self._native, self._length)
+        if self._length > 0:  # something was
+            self._keep(prefixes)
 
     @property
     def ids(self) -> Sequence[int]:
@@ -334,27 +364,24 @@ class Session:
     def accept(self, token: int) -> None:
         """Take a drawn token in, to be evaluated by the next call."""
         self._enter()
-        self._tokens.append(token)
-        self._leave()
+        try:
+            self._tokens.append(token)
+        finally:
+            self._latch.drop()
+            self._settle_if_closing()
 
     def sweep(self, tokens: Sequence[int]) -> Iterator[Logits]:
         """Take `tokens` in; yields the logits after every one, `LOGIT_ROWS` (n, vocab) at a time."""
         self.check_room(len(tokens))
-        with self._entered():
-            for at in range(self._expect(len(self._tokens) + len(tokens)), len(self._tokens), CHUNK):
-                self._eval_rows(self._tokens[at : at + CHUNK], 0)
+        self._catch_up(len(tokens))
         for start in range(0, len(tokens), LOGIT_ROWS):
-            chunk = tokens[start : start + LOGIT_ROWS]
-            with self._entered():
-                rows = self._eval_rows(chunk, len(chunk))
-                self._tokens += chunk
-            yield rows
+            yield self._rows_after(tokens[start : start + LOGIT_ROWS])
 
+    @_exclusive
     def load(self, tokens: list[int], state: bytes, evaluated: int) -> None:
         """Take over the keys and values of the first `evaluated` tokens, as saved."""
-        with self._entered():
-            self._native.load_state(state, evaluated)
-            self._tokens = tokens
+        self._native.load_state(state, evaluated)
+        self._tokens = tokens
 
     def check_room(self, n: int) -> None:
         """Raise `ContextLengthError` where `n` more tokens do not fit."""
@@ -367,40 +394,30 @@ class Session:
 
     def _enter(self) -> None:
         """Take the session for the calling thread. Raises where it is another's, or where it or its model is closed."""
-        if not self._lock.acquire(blocking=False):
+        if not self._latch.take():
             raise SessionBusyError("another thread is using this session; give each thread its own, or fork() it")
         try:
             if self._closing or self._closed:
                 raise ClosedError("this session was closed")
             self._model.check_open()
         except BaseException:
-            self._leave()
+            self._latch.drop()
+            self._settle_if_closing()
             raise
 
-    def _leave(self) -> None:
-        self._lock.release()
-        if self._closing:  # close() came when the lock was held
+    def _settle_if_closing(self) -> None:
+        if self._closing:  # close() came when the session was in use
             self._settle()
-
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """The calling thread's turn, with nothing evaluated beyond the session's tokens."""
-        self._enter()
-        try:
-            self._drop_guess()
-            yield
-        finally:
-            self._leave()
 
     def _settle(self) -> None:
         """Close for good, unless a call is running: that call does it at its end."""
-        if self._lock.acquire(blocking=False):
+        if self._latch.take():
             try:
                 self._closed = True
                 self._model.scheduler.leave(self._seat)
                 self._native.close()
             finally:
-                self._lock.release()
+                self._latch.drop()
 
     def _begin(self, ids: Sequence[int], poll: Callable[[], bool], guess: Sequence[int], ahead: Ahead | None) -> None:
         self.check_room(len(ids))
@@ -426,10 +443,16 @@ class Session:
         if ahead:
             ahead.restrict(room + 1)  # of which the last is only drawn
         self._asked = _Asked(taken, evaluated, guess)
-        self._tokens.extend(ids)
-        text = self._tokens
-        self._seat.ask(evaluated, [*text[evaluated:], *guess], 1 + len(guess), poll, lambda: text[:evaluated], ahead)
-        self._model.scheduler.add(self._seat)
+        text, scheduler = self._tokens, self._model.scheduler
+        try:
+            text.extend(ids)
+            new = [*text[evaluated:], *guess]
+            self._seat.ask(evaluated, new, 1 + len(guess), poll, lambda: text[:evaluated], ahead)
+            scheduler.add(self._seat)
+        except BaseException:  # Ctrl-C
+            scheduler.withdraw(self._seat)
+            self._go_back(self._asked)
+            raise
 
     def _expect(self, length: int) -> int:
         """How many positions hold for a text of `length` tokens: none where RoPE's factors are others at that length,
@@ -478,6 +501,23 @@ class Session:
         if self._guess.tokens:
             self._native.truncate(min(self._guess.start + self._guess.right(self._tokens), self._native.position))
             self._guess = Guess()
+
+    @_exclusive
+    def _keep(self, prefixes: Prefixes) -> None:
+        prefixes.keep(self._tokens[: self._native.position], self._native, self._length)
+
+    @_exclusive
+    def _catch_up(self, n: int) -> None:
+        """Evaluate what was only taken in, for a text that will be n tokens longer."""
+        for at in range(self._expect(len(self._tokens) + n), len(self._tokens), CHUNK):
+            self._eval_rows(self._tokens[at : at + CHUNK], 0)
+
+    @_exclusive
+    def _rows_after(self, tokens: Sequence[int]) -> Logits:
+        """Take `tokens` in; the logits after each, (n, vocab)."""
+        rows = self._eval_rows(tokens, len(tokens))
+        self._tokens += tokens
+        return rows
 
     def _was_closed(self) -> bool:
         """Whether someone closed the session or its model."""

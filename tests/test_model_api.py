@@ -517,14 +517,26 @@ def test_a_second_thread_is_refused(tiny: pyllm.Model) -> None:
     assert np.array_equal(session.eval([1, 2]), tiny.logits([1, 2])[-1])
 
 
+def test_a_generation_that_was_overtaken(tiny: pyllm.Model) -> None:
+    """Where another one of its session was read meanwhile, it would go on behind a text that it does not know."""
+    session = tiny.session()
+    first, second = session.generate([5], max_tokens=3), session.generate([6], max_tokens=3)
+    assert len(first.tokens) == 3
+    with pytest.raises(pyllm.SessionBusyError, match="used for something else"):
+        second.tokens  # noqa: B018
+    assert session.position == 4
+
+
 def test_entering_a_busy_session_raises(tiny: pyllm.Model) -> None:
     session = tiny.session()
     session.eval([1])
-    with session._entered():  # as another thread's call would
-        for call in (lambda: session.eval([1]), lambda: session.truncate(0), session.fork, lambda: session.save("x")):
-            with pytest.raises(pyllm.SessionBusyError, match="another thread"):
-                call()
-    assert session.position == 1
+    session._enter()  # as another thread's call would
+    for call in (lambda: session.eval([1]), lambda: session.truncate(0), session.fork, lambda: session.save("x")):
+        with pytest.raises(pyllm.SessionBusyError, match="another thread"):
+            call()
+    session._latch.drop()
+    assert session.eval([1]).shape == (VOCAB,)
+    assert session.position == 2
 
 
 # ---- saved sessions ------------------------------------------------------------------------------------------------
