@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import weakref
-from collections.abc import Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -15,13 +15,14 @@ from pyllm._core import PAGE
 from pyllm.latch import Latch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy.typing as npt
 
     from pyllm._core import NativeSession
 
     Ids = npt.NDArray[np.int32]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Tokens that are worth a page of their own, and worth the copy of one.
 WORTH_KEEPING = 16
@@ -73,6 +74,25 @@ class _Node:
         return _pages(self.end) - self.start // PAGE
 
 
+def _in_turn(method: Callable[Concatenate[Prefixes, P], T]) -> Callable[Concatenate[Prefixes, P], T | None]:
+    """A method that has the tree for itself; it does nothing, and gives None, where that is not to be had soon."""
+
+    @functools.wraps(method)
+    def taken(self: Prefixes, /, *arguments: P.args, **options: P.kwargs) -> T | None:
+        latch = self._latch
+        if not self._take():
+            return None
+        try:
+            return method(self, *arguments, **options)
+        except BaseException:  # Ctrl-C in the midst of a change, say: better nothing than half of it
+            self._start_afresh()
+            raise
+        finally:
+            latch.drop()
+
+    return taken
+
+
 class Prefixes:
     """A radix tree over token sequences, within `budget` bytes of KV pages; what was not used for longest goes first,
     page by page from its end.
@@ -100,31 +120,28 @@ class Prefixes:
 
     # ---- using it ----------------------------------------------------------------------------------------------------
 
+    @_in_turn
     def find(self, tokens: Sequence[int], context_length: int, length: int) -> Found | None:
         """The longest beginning of `tokens` that is known, as a session of its own. None where there is none.
 
         `length`: of the whole text, on which keys and values may depend.
         """
-        with self._turn() as mine:
-            if not mine:
-                return None
-            node, n = self._descend(self._path(tokens, length))
-            if node.session is None or n < WORTH_KEEPING:
-                return None
-            self._touch(node)
-            return Found(node.session.fork(n, context_length), n)
+        node, n = self._descend(self._path(tokens, length))
+        if node.session is None or n < WORTH_KEEPING:
+            return None
+        self._touch(node)
+        return Found(node.session.fork(n, context_length), n)
 
     def known(self, tokens: Sequence[int], length: int) -> int:
         """How many tokens `find` would find."""
-        with self._turn() as mine:
-            n = self._descend(self._path(tokens, length))[1] if mine else 0
-            return n if n >= WORTH_KEEPING else 0
+        n = self._depth(self._path(tokens, length)) or 0
+        return n if n >= WORTH_KEEPING else 0
 
+    @_in_turn
     def keep(self, tokens: Sequence[int], session: NativeSession, length: int) -> None:
         """Remember the keys and values of `tokens`, which `session` holds at least; it may go on or be closed."""
-        with self._turn() as mine:
-            if mine and self._most_pages > 0:
-                self._keep(self._path(tokens, length), session)
+        if self._most_pages > 0:
+            self._keep(self._path(tokens, length), session)
 
     def worth_beginning(self, tokens: Sequence[int], being_read: Sequence[Sequence[int]]) -> bool:
         """Whether to read `tokens` now, rather than when one of `being_read` will have left more of them here."""
@@ -134,11 +151,9 @@ class Prefixes:
 
     def make_room(self) -> bool:
         """Give a quarter of the pages back, and a few at least; whether there were any."""
-        with self._turn() as mine:
-            before = self.pages
-            if mine:
-                self._shrink(max(before - max(before // 4, FEW), 0))
-            return self.pages < before
+        before = self.pages
+        self._shrink_by(max(before // 4, FEW))
+        return self.pages < before
 
     def close(self) -> None:
         """Give all pages back, and keep nothing more."""
@@ -148,18 +163,13 @@ class Prefixes:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _turn(self) -> Iterator[bool]:
-        latch, mine = self._latch, self._take()
-        try:
-            yield mine
-        except BaseException:
-            if mine:  # Ctrl-C came in the midst of a change, say: better nothing than half of it
-                self._start_afresh()
-            raise
-        finally:
-            if mine:
-                latch.drop()
+    @_in_turn
+    def _depth(self, path: Ids) -> int:
+        return self._descend(path)[1]
+
+    @_in_turn
+    def _shrink_by(self, pages: int) -> None:
+        self._shrink(max(self.pages - pages, 0))
 
     def _take(self) -> bool:
         """Whether the tree is the caller's before long."""
