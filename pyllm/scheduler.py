@@ -290,10 +290,10 @@ class Scheduler:
         if self._away:
             self._linger(call)
         shares = self._next_shares()
-        if call.satisfied:  # dismissed, while another may lead the rest
+        self._wake_satisfied(call)  # those who were dismissed
+        if call.satisfied:  # so was this one: another may lead the rest
             return
         if shares:
-            self._wake_satisfied(call)  # those who were dismissed
             self._run(shares, call)
         else:
             self._relieve(call)

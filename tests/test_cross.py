@@ -61,7 +61,8 @@ def compile_with(command: list[str]) -> None:
 
 def build(compiler: list[str], program: Path, *link: str) -> list[str]:
     """Compiles the probe with all of csrc, on all cores; the command that runs it."""
-    sources = (PROBE, *sorted((ROOT / "csrc").rglob("*.c")))
+    longest_first = sorted((ROOT / "csrc").rglob("*.c"), key=lambda path: ("quantised" not in path.name, path))
+    sources = (*longest_first, PROBE)
     objects = [program.with_suffix(f".{i}.o") for i in range(len(sources))]
     compile_one = [*compiler, *FLAGS, f"-I{ROOT / 'csrc'}", "-c"]
     commands = [[*compile_one, str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
