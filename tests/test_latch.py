@@ -81,6 +81,6 @@ STORM = """
 def test_time_limits_at_any_moment(tmp_path: Path) -> None:
     """A handler that raises, at any line: sessions, generations, batches and the prefix cache stay usable."""
     path = tiny_llama(tmp_path / "tiny.gguf", Q8_0, Shape(vocab=300, context=256))
-    command = [sys.executable, "-c", textwrap.dedent(STORM), str(path), "4"]
+    command = [sys.executable, "-c", textwrap.dedent(STORM), str(path), "2.5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.stderr, done.stdout.strip()) == ("", "True")
