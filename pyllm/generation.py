@@ -196,6 +196,7 @@ class Generation:
         self._plan = plan
         self._scanner = StopScanner(plan.stop)
         self._latch = Latch()
+        self._wants_to_stop = _weakly(self)
         self._cancelled = False
         self._deadline: float | None = None
         self._finish_reason: FinishReason | None = None
@@ -361,7 +362,7 @@ class Generation:
 
     def begin(self) -> None:
         """Ask for the next token. `complete` must follow; until then the generation is in use."""
-        if not self._occupy():
+        if not self._latch.take_within(CLOSING if self._cancelled else 0):
             raise SessionBusyError("another thread is iterating over this generation")
         try:
             self._stepping = threading.get_ident()
@@ -432,15 +433,6 @@ class Generation:
             self._latch.drop()
             self._settle_if_cancelled()
 
-    def _occupy(self) -> bool:
-        """Whether nobody else is at a step; waits for a `close()` that is."""
-        started = time.monotonic()
-        while not self._latch.take():
-            if not self._cancelled or time.monotonic() - started > CLOSING:
-                return False
-            time.sleep(0.0005)
-        return True
-
     def _settle_if_cancelled(self) -> None:
         if self._cancelled:  # close() came in the midst of a step
             self._settle()
@@ -467,17 +459,16 @@ class Generation:
             raise SessionBusyError("the session was used for something else while this generation was under way")
         if self._drawn:
             return False
-        poll = _weakly(self)
         if self._first and plan.decoder:
             for token in self._ids[-PRIMING:]:
                 self._piece(token)
         if self._first:
-            stepper.ask(plan.prompt, poll)
+            stepper.ask(plan.prompt, self._wants_to_stop)
             self._cached, self._first = stepper.cached, False
         else:
             if plan.ahead:
                 plan.ahead.allow(self._ids, None if plan.max_tokens is None else plan.max_tokens - len(self._tokens))
-            stepper.ask((), poll, plan.ahead)
+            stepper.ask((), self._wants_to_stop, plan.ahead)
         return True
 
     def _answer(self) -> Chunk | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+
+#: Seconds between two tries.
+AGAIN = 200e-6
 
 
 class Latch:
-    """Taken without waiting, and dropped by any thread.
+    """Taken by one thread, and dropped by any.
 
     A `KeyboardInterrupt` comes between two steps of Python code, also between a lock's `acquire()` and the `try` behind
     it: then nobody knows whether it was taken. Here that can be told afterwards. `drop` is a method of a dictionary, so
@@ -31,3 +35,12 @@ class Latch:
             if self._holder.get("") is mine:
                 self.drop()
             raise
+
+    def take_within(self, seconds: float) -> bool:
+        """The same, tried again for so long where it is not free."""
+        end = time.monotonic() + seconds
+        while not self.take():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(AGAIN)
+        return True

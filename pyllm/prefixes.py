@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -80,7 +79,7 @@ def _in_turn(method: Callable[Concatenate[Prefixes, P], T]) -> Callable[Concaten
     @functools.wraps(method)
     def taken(self: Prefixes, /, *arguments: P.args, **options: P.kwargs) -> T | None:
         latch = self._latch
-        if not self._take():
+        if not latch.take_within(TURN):
             return None
         try:
             return method(self, *arguments, **options)
@@ -170,15 +169,6 @@ class Prefixes:
     @_in_turn
     def _shrink_by(self, pages: int) -> None:
         self._shrink(max(self.pages - pages, 0))
-
-    def _take(self) -> bool:
-        """Whether the tree is the caller's before long."""
-        started = time.monotonic()
-        while not self._latch.take():
-            if time.monotonic() - started > TURN:
-                return False
-            time.sleep(100e-6)
-        return True
 
     def _path(self, tokens: Sequence[int], length: int) -> Ids:
         """The tokens, in a part of the tree of its own where RoPE's factors are those of long texts."""
