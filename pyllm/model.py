@@ -26,7 +26,7 @@ from pyllm.formats.folder import FORMAT as FOLDER_FORMAT
 from pyllm.formats.weight_types import FLOATS, MAKEABLE, type_name
 from pyllm.loading import bind_all, reader
 from pyllm.machine import available_threads
-from pyllm.prefixes import Prefixes
+from pyllm.prefixes import Prefixes, pages_of
 from pyllm.progress import Progress
 from pyllm.sampling import SEEDS, Sampler, check_seed, sampler_from_metadata
 from pyllm.scheduler import Scheduler
@@ -694,7 +694,7 @@ class Model:
     def _bytes_of(self, prompts: Sequence[Sequence[int]], limit: int) -> int:
         """What the keys and values of `limit` prompts take, the longest ones."""
         longest = sorted(map(len, prompts))[-limit:]
-        return sum(-(-n // _core.PAGE) for n in longest) * self._native.kv_page_bytes
+        return sum(map(pages_of, longest)) * self._native.kv_page_bytes
 
     def _session_length(self, wanted: int | None) -> int:
         made_for = min(self._config.context_length, _core.LONGEST_CONTEXT)

@@ -70,7 +70,7 @@ class _Node:
     @property
     def pages(self) -> int:
         """Pages that it may hold for itself: those that its own positions lie in, the first one too."""
-        return _pages(self.end) - self.start // PAGE
+        return pages_of(self.end) - self.start // PAGE
 
 
 def _in_turn(method: Callable[Concatenate[Prefixes, P], T]) -> Callable[Concatenate[Prefixes, P], T | None]:
@@ -244,7 +244,7 @@ class Prefixes:
     def _shrink(self, most: int) -> None:
         while self.pages > most and self._leaves:
             leaf = next(iter(self._leaves))
-            end = (_pages(leaf.end) - (self.pages - most)) * PAGE
+            end = (pages_of(leaf.end) - (self.pages - most)) * PAGE
             if end - leaf.start >= WORTH_KEEPING:
                 self._cut(leaf, end)
             else:
@@ -273,7 +273,8 @@ def common_length(a: Ids, b: Ids) -> int:
     return int(differ.argmax()) if differ.any() else n
 
 
-def _pages(positions: int) -> int:
+def pages_of(positions: int) -> int:
+    """Pages that so many positions lie in."""
     return -(-positions // PAGE)
 
 
