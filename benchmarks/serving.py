@@ -52,6 +52,11 @@ def save(path, data):
 """
 JSON = '{"users": [{"id": 1, "name": "Ada", "city": "Paris"}, {"id": 2, "name": "Bob", "city": "Rome"}, ' * 2
 COPIES = {"prose": STORY * 2 + STORY[:60], "code": CODE * 2 + CODE[:40], "json": JSON * 2}
+TASKS = {
+    "summary": "Summarise this text in a few sentences, with quotes from it:\n\n" + STORY,
+    "edit": "Print this code again, with a docstring in each function:\n\n" + CODE,
+    "data": "Print this JSON again, with one more user:\n\n" + JSON,
+}
 FREE = {
     "sea": "Here is a story about the sea, the wind and an old sailor:",
     "plants": "Photosynthesis, explained for children:",
@@ -146,19 +151,21 @@ def second_question(path: Path, threads: int, rounds: int) -> Figure:
 
 
 def speculation(model: pyllm.Model, rounds: int) -> list[Figure]:
-    """With drafts against without: where text is copied, and where it is not, greedy and at a temperature."""
-    assert model.tokenizer is not None
+    """With drafts against without: where text is copied, asked for, or new, greedy and at a temperature."""
     figures = []
-    for kind, texts in (("copy", COPIES), ("free", FREE)):
-        for name, text in texts.items():
-            for sampler in (GREEDY, Sampler(temperature=0.7, seed=1)):
-                prompt = model.tokenizer.encode(text)
+    for kind, texts in (("copy", COPIES), ("task", TASKS), ("free", FREE)):
+        for (name, text), sampler in itertools.product(texts.items(), (GREEDY, Sampler(temperature=0.7, seed=1))):
 
-                def run(drafts: bool, prompt: list[int] = prompt, sampler: Sampler = sampler) -> list[list[int]]:
-                    return [model.generate(prompt, max_tokens=160, sampler=sampler, speculation=drafts).tokens]
+            def run(
+                drafts: bool, asked: bool = kind == "task", text: str = text, sampler: Sampler = sampler
+            ) -> list[list[int]]:
+                options: dict[str, Any] = {"max_tokens": 160, "sampler": sampler, "speculation": drafts}
+                if asked:
+                    return [model.chat([{"role": "user", "content": text}], **options).tokens]
+                return [model.generate(text, **options).tokens]
 
-                label = f"drafts, {kind} {name}, temperature {sampler.temperature}"
-                figures.append(compare(label, lambda run=run: run(False), lambda run=run: run(True), rounds))
+            label = f"drafts, {kind} {name}, temperature {sampler.temperature}"
+            figures.append(compare(label, lambda run=run: run(False), lambda run=run: run(True), rounds))
     return figures
 
 

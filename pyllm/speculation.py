@@ -22,25 +22,30 @@ LONGEST = 16
 LOSS = 0.02
 #: Passes without a draft that are measured before the first one.
 MEASURED = 3
-#: Tokens that must be equal for a place in the text to be one to copy from; and that are copied from it, at most.
-SAME, MOST_COPIED = 3, 8
-#: How likely a copied token must be: about what one more costs, in parts of a pass.
-LIKELY = 0.4
+#: What one more token costs, in parts of a pass, or a little more: so likely it must be, and so much it may lose.
+PRICE = 0.4
+#: Of the places that read alike, how many are looked at, and how many tokens before each; and how many are copied from
+#: behind the best one, at most.
+PLACES, ALIKE, MOST_COPIED = 16, 8, 12
 
 
 class Drafter(Protocol):
     """Something with an idea of what comes next."""
 
-    def propose(self, text: Sequence[int], poll: Callable[[], bool]) -> Sequence[int]:
-        """Tokens that may follow `text`, which is that of the last call and more. `poll`: True where it must end."""
+    def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
+        """At most `most` tokens that may follow `text`, which is that of the last call and more.
+
+        `poll`: True where it must end.
+        """
         ...
 
 
 class Speculation:
     """Asks a drafter as long as that pays, by the clock: a pass with a draft must cost less than the passes it saves.
 
-    What drafts may lose in all is LOSS of the time spent. While others share the passes there are no drafts: the room
-    is better used for their tokens.
+    What drafts may lose in all is LOSS of the time spent, and none is longer than what is left of that covers, gains
+    included: the first are of one token. While others share the passes there are no drafts: the room is better used for
+    their tokens.
     """
 
     def __init__(self, drafter: Drafter) -> None:
@@ -57,11 +62,12 @@ class Speculation:
         if self._drafted:
             self._lost += self._cost - (right + 1) * self._plain
             self._drafted = 0
-        if not self._pays():
+        most = self._most()
+        if not most:
             return ()
         started = time.perf_counter()
         try:
-            drafted = self._drafter.propose(text, poll)[:LONGEST]
+            drafted = self._drafter.propose(text, most, poll)
         except (OutOfMemoryError, ClosedError):  # of a smaller model: the text goes on without
             self._given_up = True
             return ()
@@ -80,57 +86,88 @@ class Speculation:
             likely = min(seconds, 2 * self._plain) if self._plain else seconds
             self._plain += (likely - self._plain) / min(self._measured, 8)
 
-    def _pays(self) -> bool:
+    def _most(self) -> int:
+        """How many tokens a draft may have; 0 where there should be none."""
         measured = self._measured >= MEASURED and self._plain > SHORT_PASS
-        return not self._given_up and self._alone and measured and self._lost <= LOSS * self._spent
+        covered = LOSS * self._spent - self._lost
+        if self._given_up or not self._alone or not measured or covered < 0:
+            return 0
+        return min(max(int(covered / (PRICE * self._plain)), 1), LONGEST)
 
 
 class PromptLookup:
-    """Foresees that a text goes on as it did where it last read the same. For quotations, edits, and anything copied.
+    """Foresees that a text goes on as it did where it read the same before. For quotations, edits, anything copied.
 
-    How likely that is it learns from the text: it depends on how many tokens in a row came as foreseen.
+    The best place to copy from is the one that reads alike for longest. Places are found by their last two tokens, each
+    of which leads to the one before, as in Lempel-Ziv coders. How likely it is that the text goes on alike is learnt
+    from what came: it depends on for how many tokens the two read alike.
     """
 
     def __init__(self) -> None:
-        self._places: dict[tuple[int, ...], int] = {}  # SAME tokens to the place behind where they last stood
+        self._last: dict[tuple[int, int], int] = {}  # two tokens to the place behind where they last stood
+        self._before = [0, 0]  # for each place, the one before it behind the same two tokens; 0: none
         self._read = 0
-        self._source: int | None = None  # the place of the token that is foreseen
-        self._right = 0  # tokens in a row that came as foreseen
-        # By that number: how often the next one did too, of how many. At first Laplace's rule of succession.
-        self._seen = [[n + 1, n + 2] for n in range(MOST_COPIED + 1)]
+        self._source = 0  # the place of the token that is foreseen
+        self._alike = 0  # tokens before it that are those at the end of the text; 0: none is foreseen
+        # By that number: how often the next one came too, of how many. To begin with, as if all but one of them had.
+        self._seen = [[n, n + 1] for n in range(1 + ALIKE)]
 
-    def propose(self, text: Sequence[int], poll: Callable[[], bool]) -> Sequence[int]:
+    def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
         """What followed the place that the text is like now."""
-        self._read_on(text)
-        if self._source is None:
-            return ()
+        if self._read:  # the prompt is there to be copied, not to be foreseen
+            self._learn(text)
+        self._index(text)
+        if self._alike < ALIKE:
+            self._search(text)
         period = len(text) - self._source  # beyond its own end the text is taken to go on as periodic
-        return [text[self._source + i % period] for i in range(self._worthwhile())]
+        return [text[self._source + i % period] for i in range(self._worthwhile(min(most, MOST_COPIED)))]
 
-    def _worthwhile(self) -> int:
+    def _learn(self, text: Sequence[int]) -> None:
+        """See which of the new tokens came as foreseen."""
+        for token in text[self._read :]:
+            if self._alike:
+                came, seen = text[self._source] == token, self._seen[min(self._alike, ALIKE)]
+                seen[0] += came
+                seen[1] += 1
+                self._source, self._alike = self._source + 1, self._alike + 1 if came else 0
+
+    def _index(self, text: Sequence[int]) -> None:
+        """Note the places of the new tokens."""
+        start = max(self._read - 1, 0)
+        for place, pair in enumerate(zip(text[start:], text[start + 1 :], strict=False), start + 2):
+            self._before.append(self._last.get(pair, 0))
+            self._last[pair] = place
+        self._read = len(text)
+
+    def _search(self, text: Sequence[int]) -> None:
+        """Find a better place to copy from."""
+        place = self._before[len(text)]
+        for _ in range(PLACES):
+            if not place:
+                break
+            alike = _alike(text, place)
+            if alike > self._alike:
+                self._source, self._alike = place, alike
+            place = self._before[place]
+
+    def _worthwhile(self, most: int) -> int:
         """How many tokens are likely enough to come all."""
         n, likely = 0, 1.0
-        while n < MOST_COPIED:
-            came, of = self._seen[min(self._right + n, MOST_COPIED)]
+        while self._alike and n < most:
+            came, of = self._seen[min(self._alike + n, ALIKE)]
             likely *= came / of
-            if likely < LIKELY:
+            if likely < PRICE:
                 break
             n += 1
         return n
 
-    def _read_on(self, text: Sequence[int]) -> None:
-        for at in range(self._read, len(text)):
-            if self._source is not None:
-                came, seen = text[self._source] == text[at], self._seen[min(self._right, MOST_COPIED)]
-                seen[0] += came
-                seen[1] += 1
-                self._source, self._right = (self._source + 1, self._right + 1) if came else (None, 0)
-            if at + 1 >= SAME:
-                last = tuple(text[at + 1 - SAME : at + 1])
-                if self._source is None:
-                    self._source = self._places.get(last)
-                self._places[last] = at + 1
-        self._read = len(text)
+
+def _alike(text: Sequence[int], place: int) -> int:
+    """How many tokens before `place` are those at the end of the text, of ALIKE."""
+    n, end = 0, len(text)
+    while n < min(place, ALIKE) and text[place - n - 1] == text[end - n - 1]:
+        n += 1
+    return n
 
 
 class SmallerModel:
@@ -143,23 +180,27 @@ class SmallerModel:
         self._last: Sequence[int] = ()
         self._at = 0  # where the last draft began
 
-    def propose(self, text: Sequence[int], poll: Callable[[], bool]) -> Sequence[int]:
+    def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
         """Its continuation: longer where the last one was right, shorter where it was not."""
         session = self._session = self._session or self._open()
         came = text[self._at : self._at + len(self._last)]
         right = next((i for i, token in enumerate(came) if token != self._last[i]), len(came))
         if self._last:
-            self._length = min(2 * self._length, LONGEST) if right == len(self._last) else max(right, 1)
+            all_right = right == len(self._last)
+            self._length = max(self._length, min(2 * right, LONGEST)) if all_right else max(right, 1)
         session.truncate(min(session.position, self._at + right))
         self._last, self._at = (), len(text)
-        if session.context_length - len(text) >= self._length:
-            self._last = self._continuation(session, text, poll)
+        wanted = min(self._length, most)
+        if session.context_length - len(text) >= wanted:
+            self._last = self._continuation(session, text, wanted, poll)
         return self._last
 
-    def _continuation(self, session: Session, text: Sequence[int], poll: Callable[[], bool]) -> Sequence[int]:
+    def _continuation(
+        self, session: Session, text: Sequence[int], wanted: int, poll: Callable[[], bool]
+    ) -> Sequence[int]:
         drafted: list[int] = []
         new = text[session.position :]
-        while len(drafted) < self._length:
+        while len(drafted) < wanted:
             session.ask(new, poll)
             logits = session.answer()
             if logits is None:

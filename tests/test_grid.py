@@ -2,9 +2,9 @@
 
 Threads, chunks of the prompt, sequences at once, where the session comes from, drafts, kernel levels: all of it against
 each text alone, read in one piece, by the scalar kernels, on one thread, with nothing kept from before.
-`PYLLM_SOAK=1` tries every combination on the small model, `PYLLM_SOAK=whole` on SmolLM2 too (about 80 minutes on two
-cores); otherwise enough at random for every pair of choices to occur. On busy cores threads may be left out here;
-test_law1.py insists on them.
+`PYLLM_SOAK=1` tries every combination on the small model, `PYLLM_SOAK=whole` on SmolLM2 too (about two hours on two
+cores, nearly all of it at "scalar"); otherwise enough at random for every pair of choices to occur. On busy cores
+threads may be left out here; test_law1.py insists on them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pyllm import Sampler, _core, scheduler
 from pyllm.batching import Batch
 from pyllm.generation import Generation
 from pyllm.sampling import SamplerState
-from pyllm.speculation import Speculation
+from pyllm.speculation import LONGEST, Speculation
 
 SOAK = bool(os.environ.get("PYLLM_SOAK"))
 WHOLE = os.environ.get("PYLLM_SOAK") == "whole"
@@ -90,7 +90,7 @@ class Guesser:
         self.texts = texts
         self.calls = 0
 
-    def propose(self, text: Sequence[int], poll: Callable[[], bool]) -> Sequence[int]:
+    def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
         self.calls += 1
         at = len(text)
         follows = next((list(t[at : at + 4]) for t in self.texts if list(t[:at]) == list(text)), [5])
@@ -126,7 +126,7 @@ class Subject:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("CHUNK", "CHUNK_IN_COMPANY", "SHORT"):
                 patch.setattr(scheduler, name, chunk)
-            patch.setattr(Speculation, "_pays", lambda _: True)
+            patch.setattr(Speculation, "_most", lambda _: LONGEST)
             guesser = Guesser(self.texts)
             patch.setattr(pyllm.Model, "speculate", lambda *_: Speculation(guesser) if drafts else None)
             first = (threads + chunk) % len(self.prompts)
@@ -285,13 +285,24 @@ def test_smollm2(large: Subject, tmp_path: Path, way: str) -> None:
     large.check(2, 64, 3, way, True, tmp_path)
 
 
-@pytest.mark.skipif(not SOAK, reason="takes minutes: PYLLM_SOAK=1, or an hour: PYLLM_SOAK=whole")
-@pytest.mark.parametrize("isa", [name for name in _core.isa_names() if WHOLE or name != "scalar"])
+@pytest.mark.skipif(not SOAK, reason="takes minutes: PYLLM_SOAK=1")
+@pytest.mark.parametrize("isa", [name for name in _core.isa_names() if name != "scalar"])
 def test_smollm2_as_the_small_one(large: Subject, tmp_path: Path, isa: str) -> None:
-    """Every pair of choices at each level that is quick enough, or every combination at all levels."""
+    """Every pair of choices, at each level that is quick enough."""
     with kernel_level(isa):
-        for combination in combinations(len(isa)) if WHOLE else pairwise(len(isa)):
+        for combination in pairwise(len(isa)):
             large.check(*combination, tmp_path)
+
+
+@pytest.mark.skipif(not WHOLE, reason="takes two hours: PYLLM_SOAK=whole")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("threads", CHOICES["threads"])
+@pytest.mark.parametrize("isa", _core.isa_names())
+def test_smollm2_whole(large: Subject, tmp_path: Path, isa: str, threads: int, way: str) -> None:
+    """Every combination at every level, in parts that can be run one by one."""
+    with kernel_level(isa):
+        for chunk, batch, drafts in itertools.product(CHOICES["chunk"], CHOICES["batch"], CHOICES["drafts"]):
+            large.check(threads, chunk, batch, way, drafts, tmp_path)
 
 
 # ---- random histories ------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import pyllm
 from pyllm import Sampler
 from pyllm._core import NativeModel, Part
 from pyllm.prefixes import WORTH_KEEPING, Prefixes
-from pyllm.speculation import Speculation
+from pyllm.speculation import LONGEST, Speculation
 
 VOCAB, CONTEXT = 300, 1024
 GREEDY = Sampler.greedy()
@@ -258,7 +258,7 @@ def test_texts_that_grow_beyond_what_their_rotations_were_made_for(
     """
     folder = folder_of("phi3-partial", tmp_path)
     ids = np.random.default_rng(0).integers(3, 64, 64).tolist()
-    monkeypatch.setattr(Speculation, "_pays", lambda _: True)
+    monkeypatch.setattr(Speculation, "_most", lambda _: LONGEST)
     with pyllm.load(folder, prefix_cache=0, speculation=False) as plain, pyllm.load(folder) as model:
         assert plain.config.rope_original == 32
         expected = {}
