@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from crossing import Crossing
+
     from pyllm.catalogue import Entry
 
 # Before anything imports numpy: the references multiply small matrices, and the threads that OpenBLAS would do it with
@@ -61,6 +63,24 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
     yield
     os.chdir(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for compilers comes last: see `crossing`."""
+    items.sort(key=lambda item: item.path.name == "test_cross.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def crossing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crossing | None]:
+    """What compilers and emulators do beside the tests, from the first of them on, where one asks for it."""
+    if not any("crossing" in item.fixturenames and item.path.name == "test_cross.py" for item in request.session.items):
+        yield None
+        return
+    from crossing import Crossing
+
+    process = Crossing(tmp_path_factory.mktemp("crossing"))
+    yield process
+    process.stop()
 
 
 @pytest.fixture(scope="session")

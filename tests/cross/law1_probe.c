@@ -1,9 +1,11 @@
 /* One arithmetic, looked at from outside: a fixed set of inputs through everything that computes, and a hash of the
  * bits of each result. Whatever machine, compiler and kernel level it runs on, every line must be the same.
  *
- * Lines are "subject level hash": the level is "-" where there is only one way to compute. tests/test_cross.py builds
- * this program for this machine and, where a cross compiler and an emulator are installed, for another one, and
- * compares. By hand, with every C file of csrc:
+ * The first line names the levels of the processor, best first; the others are "subject level hash", where the level is
+ * "-" if there is only one way to compute. Arguments: the levels to look at, "-" for what has none; all without.
+ *
+ * tests/crossing.py builds this program for this machine and, where a cross compiler and an emulator are installed, for
+ * another one. By hand, with every C file of csrc:
  *
  *   cc -std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -fno-math-errno -pthread -Icsrc \
  *      tests/cross/law1_probe.c $(find csrc -name '*.c') -lm -o probe && ./probe
@@ -676,25 +678,42 @@ static void probe_switches(const pl_kernels *kernels) {
     report("model/", "parallel", kernels->name, parallel);
 }
 
-int main(void) {
-    const char *name;
+static void probe_what_has_no_level(void) {
     random_state = 1;
     probe_floats();
     probe_doubles();
     probe_f16();
     probe_values();
-    probe_values();
     probe_quantisers();
+}
+
+static void probe_level(const pl_kernels *kernels) {
+    probe_matmuls(kernels);
+    probe_quantize(kernels);
+    probe_vectors(kernels);
+    probe_elementwise(kernels);
+    probe_weigh(kernels);
+    probe_models(kernels);
+    probe_switches(kernels);
+    probe_kept(kernels);
+}
+
+/* Whether it is among the arguments, or there are none. */
+static int is_wanted(const char *name, int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], name) == 0) return 1;
+    }
+    return argc == 1;
+}
+
+int main(int argc, char **argv) {
+    const char *name;
+    printf("levels");
+    for (int32_t i = 0; (name = pl_isa_name(i)) != NULL; i++) printf(" %s", name);
+    printf("\n");
+    if (is_wanted("-", argc, argv)) probe_what_has_no_level();
     for (int32_t i = 0; (name = pl_isa_name(i)) != NULL; i++) {
-        const pl_kernels *kernels = pl_kernels_by_name(name);
-        probe_matmuls(kernels);
-        probe_quantize(kernels);
-        probe_vectors(kernels);
-        probe_elementwise(kernels);
-        probe_weigh(kernels);
-        probe_models(kernels);
-        probe_switches(kernels);
-        probe_kept(kernels);
+        if (is_wanted(name, argc, argv)) probe_level(pl_kernels_by_name(name));
     }
     return 0;
 }
