@@ -15,8 +15,8 @@ from typing import Any
 
 from peers.converted import converted
 
-from pyllm.comparing import Trial
-from pyllm.peers import Setup, Taken
+from pyllm.measuring.comparing import Trial
+from pyllm.measuring.peers import Setup, Taken
 
 PROMPT = "The capital of France is"
 TRIAL = Trial("cold start", "cold", ())

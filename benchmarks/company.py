@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pyllm.comparing import SETTLING, Open, Setup, Trial, Worker, workers
-from pyllm.probes import QUIET, idle_share, wait_until_quiet
+from pyllm.measuring.comparing import SETTLING, Open, Setup, Trial, Worker, workers
+from pyllm.measuring.probes import QUIET, idle_share, wait_until_quiet
 
 STARTING = 0.2  # seconds until the loop runs
 

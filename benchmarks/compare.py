@@ -13,7 +13,8 @@ company    decoding beside a busy loop, and beside a second process of the same 
 memory     what an engine holds once it has done all that
 fidelity   law 2's figures, where there is a reference (fidelity.py)
 
-How samples are taken and judged is in pyllm/comparing.py; the engines are in peers/. The record holds every sample.
+How samples are taken and judged is in pyllm/measuring/comparing.py; the engines are in peers/. The record holds every
+sample.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ import fidelity
 from peers import ENGINES, Setup, open_engine
 
 import pyllm
-from pyllm import comparing
-from pyllm.comparing import LOOK, SETTLING, Trial, Worker
 from pyllm.machine import available_threads
-from pyllm.probes import buffer_of
+from pyllm.measuring import comparing
+from pyllm.measuring.comparing import LOOK, SETTLING, Trial, Worker
+from pyllm.measuring.probes import buffer_of
 
 DEFAULT_ENGINES = ("pyllm:high", "pyllm:fast")
 TESTS = ("prefill", "decode", "depth", "batch", "text", "cold", "company", "memory", "fidelity")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllm import _core
-from pyllm.probes import PASSES, buffer_of
+from pyllm.measuring.probes import PASSES, buffer_of
 
 INSTRUCTIONS = "avx2 fma avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 asimd asimddp i8mm bf16"
 

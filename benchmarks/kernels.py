@@ -39,8 +39,8 @@ from pyllm import _core
 from pyllm.config import ModelConfig
 from pyllm.formats import weight_types
 from pyllm.formats.weight_types import BF16, F16, F32, LLAMA2C_Q8, WEIGHT_TYPES, type_name
+from pyllm.measuring.probes import LOOK, idle_share
 from pyllm.model import PLANES
-from pyllm.probes import LOOK, idle_share
 
 COLUMNS = 128  # tokens of a prefill
 DECODED = 16  # tokens of a decode

@@ -21,8 +21,8 @@ from pyllm.errors import PyllmError
 
 # Models, numpy and the extension are imported by the command that needs them: --help must answer at once.
 if TYPE_CHECKING:
-    from pyllm.bench import Plan
     from pyllm.generation import Generation
+    from pyllm.measuring.bench import Plan
     from pyllm.model import Model
     from pyllm.sampling import Sampler
 
@@ -354,7 +354,7 @@ def _perplexity_options(parser: argparse.ArgumentParser) -> None:
 
 def _perplexity(options: argparse.Namespace) -> None:
     """Measure how well a model predicts a text ("-" reads stdin), in windows of the context length."""
-    from pyllm.perplexity import measure
+    from pyllm.measuring.perplexity import measure
     from pyllm.progress import bar
 
     source, file = _take(options, 2, 2, "MODEL FILE")
@@ -380,7 +380,7 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     """Measure loading, prefill and decode, beside the memory bandwidth of this machine at this moment."""
-    from pyllm import bench
+    from pyllm.measuring import bench
 
     source = _take(options, 1, 1, "MODEL")[0]
     plan = bench.Plan(prompt=options.prompt, generate=options.generate, repeats=options.repeats)
@@ -398,8 +398,8 @@ def _compare(options: argparse.Namespace, source: str, plan: Plan) -> None:
     for name in ("context", "tokenizer", "adapter", "dtype"):
         if getattr(options, name):
             _wrong_usage(f"--{name} does nothing for other engines, so it cannot be compared")
-    from pyllm import bench
     from pyllm.machine import available_threads
+    from pyllm.measuring import bench
     from pyllm.model import find
     from pyllm.progress import bar
 

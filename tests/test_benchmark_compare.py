@@ -12,10 +12,11 @@ import pytest
 from tinygguf import Q4_0, tiny_llama
 
 import pyllm
-from pyllm import bench, cli, comparing, probes
-from pyllm.comparing import Sample
-from pyllm.peers import Setup, open_engine
-from pyllm.probes import Probe
+from pyllm import cli
+from pyllm.measuring import bench, comparing, probes
+from pyllm.measuring.comparing import Sample
+from pyllm.measuring.peers import Setup, open_engine
+from pyllm.measuring.probes import Probe
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NEAR, FAR, UNKNOWN = Probe(45.0, 50.0), Probe(260.0, 90.0), Probe(None, 30.0)

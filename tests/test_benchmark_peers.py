@@ -12,7 +12,7 @@ import pytest
 from tinygguf import Q4_0, tiny_llama
 
 import pyllm
-from pyllm.peers import Pyllm, Setup
+from pyllm.measuring.peers import Pyllm, Setup
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 

@@ -15,7 +15,8 @@ import pytest
 from tinygguf import Shape, llama_metadata, llama_tensors, tiny_vocabulary, write_gguf
 
 import pyllm
-from pyllm import bench, catalogue, cli
+from pyllm import catalogue, cli
+from pyllm.measuring import bench
 
 TEMPLATE = """\
 {% for m in messages %}{{ m.role }}: {{ m.content }}
@@ -349,7 +350,7 @@ def test_warnings_reach_the_terminal(tiny: str, tmp_path: Path) -> None:
 
 
 def test_help_answers_without_loading_anything(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    for name in ("pyllm.bench", "pyllm.catalogue", "pyllm.perplexity"):
+    for name in ("pyllm.measuring.bench", "pyllm.catalogue", "pyllm.measuring.perplexity"):
         monkeypatch.setitem(sys.modules, name, None)  # importing one would raise
     with pytest.raises(SystemExit) as end:
         cli.main(["--help"])

@@ -81,12 +81,8 @@ PY_MAY_IMPORT |= {
     "quantizing": FOUNDATION
     | {"_core", "formats", "architectures", "tokenizers", "recipes", "loading", "model", "materials"},
     "__init__": PY_FACADE | {"session", "model", "quantizing"},
-    "perplexity": FOUNDATION | {"model"},
-    "probes": {"_core"},
-    "peers": {"__init__"},
-    "comparing": FOUNDATION | {"peers", "probes"},
-    "bench": FOUNDATION | {"_core", "model", "comparing", "peers", "probes"},
-    "cli": PY_FACADE | {"__init__", "session", "model", "quantizing", "perplexity", "bench"},
+    "measuring": FOUNDATION | {"__init__", "_core", "model"},
+    "cli": PY_FACADE | {"__init__", "session", "model", "quantizing", "measuring"},
     "__main__": {"cli"},
 }
 

@@ -14,7 +14,7 @@ An engine is named by a specification; "ENGINE@N" gives it N threads, whatever t
     run.c=PATH                 llama2.c's run, on a .bin
 
 Peers are no dependency of pyllm: each is imported when it is asked for, and says what to install where it is missing.
-The first five are in `pyllm.peers`, where the interface is; a new peer is one file here and one line below.
+The first five are in `pyllm.measuring.peers`, where the interface is; a new peer is one file here and one line below.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from peers.onnxruntime_genai import OnnxruntimeGenai
 from peers.openvino import OpenVino, OpenVinoGenai
 from peers.programs import LlamaBench, RunC
 from peers.transformers import Transformers
-from pyllm import peers
-from pyllm.peers import Engine, Setup
+from pyllm.measuring import peers
+from pyllm.measuring.peers import Engine, Setup
 
 __all__ = ["ENGINES", "PROGRAMS", "SOURCE", "Engine", "Setup", "folder_of", "open_engine"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import conditions
 
-from pyllm.peers import Setup
+from pyllm.measuring.peers import Setup
 
 #: The file in each converted folder that names its origin.
 SOURCE = "source.json"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from peers.converted import converted
-from pyllm.peers import Floats, Setup, Taken, need, release, timing
+from pyllm.measuring.peers import Floats, Setup, Taken, need, release, timing
 
 
 class CTranslate2:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyllm.peers import Floats, Setup, Taken
+from pyllm.measuring.peers import Floats, Setup, Taken
 
 
 class Program:

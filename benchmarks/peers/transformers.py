@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peers.converted import converted
-from pyllm.peers import EVERY_TEST, Floats, Setup, Taken, need, release, timing
+from pyllm.measuring.peers import EVERY_TEST, Floats, Setup, Taken, need, release, timing
 
 
 class Transformers:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllm import machine
-from pyllm.peers import Engine, Setup, Taken
-from pyllm.probes import LOOK, QUIET, Probe, idle_share, probe, wait_until_quiet
+from pyllm.measuring.peers import Engine, Setup, Taken
+from pyllm.measuring.probes import LOOK, QUIET, Probe, idle_share, probe, wait_until_quiet
 from pyllm.progress import silent
 
 if TYPE_CHECKING:

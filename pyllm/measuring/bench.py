@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyllm import _core, comparing
-from pyllm.comparing import random_ids
+from pyllm import _core
+from pyllm.measuring import comparing
+from pyllm.measuring.comparing import random_ids
+from pyllm.measuring.peers import Setup, open_engine, position_bytes
+from pyllm.measuring.probes import PASSES, buffer_of
 from pyllm.model import load
-from pyllm.peers import Setup, open_engine, position_bytes
-from pyllm.probes import PASSES, buffer_of
 from pyllm.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -129,8 +130,10 @@ def report(result: Result) -> str:
 def compare(
     model: Path, ours: str, peers: Sequence[str], threads: int, plan: Plan, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Prefill and decode of `ours` ("pyllm:high") beside other engines, in turn, as `pyllm.comparing` says; that module
-    tells what the "results" mean. Takes about 2 (repeats + 1) times a prefill, a decode and two looks per engine.
+    """Prefill and decode of `ours` ("pyllm:high") beside other engines, in turn, as `pyllm.measuring.comparing` says.
+
+    That module tells what the "results" mean. Takes about 2 (repeats + 1) times a prefill, a decode and two looks per
+    engine.
 
     Raises `ChildProcessError` where an engine cannot be had or cannot read the model.
     """
