@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -109,7 +110,7 @@ class Prefixes:
     def _start_afresh(self) -> None:
         self._latch = Latch()
         self._root = _Node(0, np.empty(0, np.int32), None, None)
-        self._leaves: dict[_Node, None] = {}  # the one not used for longest first
+        self._leaves: OrderedDict[_Node, None] = OrderedDict()  # the one not used for longest first
         self.pages = 0  # at most so many are held for the tree alone
 
     @property
@@ -192,7 +193,7 @@ class Prefixes:
         while node.children:
             node = next(reversed(node.children.values()))
         if node in self._leaves:
-            self._leaves[node] = self._leaves.pop(node)
+            self._leaves.move_to_end(node)
 
     def _keep(self, tokens: Ids, session: NativeSession) -> None:
         node, n = self._descend(tokens)
@@ -263,7 +264,8 @@ class Prefixes:
         parent = leaf.parent
         del parent.children[int(leaf.tokens[0])]
         if parent is not self._root and not parent.children:
-            self._leaves = {parent: None, **self._leaves}  # used as long ago as what stood below it
+            self._leaves[parent] = None
+            self._leaves.move_to_end(parent, last=False)  # used as long ago as what stood below it
 
 
 def common_length(a: Ids, b: Ids) -> int:
