@@ -105,7 +105,8 @@ def load(
     are loaded, or the next that fits their rows; None, and all other tensors, mean what the file says.
     `speculation`: guess at tokens from what the text already holds, and evaluate several at once where that is faster.
     `draft`: a smaller model with the same vocabulary, or where to load it from, that guesses instead. Texts are the
-    same to the bit, with or without.
+    same to the bit, with or without. One that is loaded here gets the same `threads`, and as much `kv_memory` of its
+    own; what does not fit there is not guessed.
     `prefix_cache`: bytes of keys and values that stay for prompts that begin like earlier ones, which then need not be
     read again; what was not used for longest goes first. 0 or None: none stay. Answers are the same to the bit.
     `kv_memory`: bytes that keys and values may take in all, those of the prefix cache too, which make room for others.
@@ -196,7 +197,7 @@ class Model:
         self._pooling = pooling_of(checkpoint)
         native.reserves.add(self._prefixes)
         self._scheduler = Scheduler(native)
-        self._draft = _open_draft(arguments["draft"], config)
+        self._draft = _open_draft(arguments, config)
         self._adapters = tuple((self.adapter(path), scale) for path, scale in arguments["adapters"])
 
     # ---- facts -------------------------------------------------------------------------------------------------------
@@ -720,11 +721,16 @@ def _checked_threads(threads: int) -> int:
     return operator.index(threads)
 
 
-def _open_draft(draft: str | os.PathLike[str] | Model | None, config: ModelConfig) -> Model | None:
-    """The model that guesses. Raises `ValueError` where its vocabulary is another."""
+def _open_draft(arguments: Mapping[str, Any], config: ModelConfig) -> Model | None:
+    """The model that guesses, by the arguments of `load`. Raises `ValueError` where its vocabulary is another."""
+    draft: str | os.PathLike[str] | Model | None = arguments["draft"]
     if draft is None:
         return None
-    model = draft if isinstance(draft, Model) else load(draft, prefix_cache=None, speculation=False)
+    if isinstance(draft, Model):
+        model = draft
+    else:
+        shared = {name: arguments[name] for name in ("threads", "kv_memory")}
+        model = load(draft, prefix_cache=None, speculation=False, **shared)
     if model.config.vocab_size != config.vocab_size:
         raise ValueError(f"draft has {model.config.vocab_size} tokens, and the model {config.vocab_size}")
     return model

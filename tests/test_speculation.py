@@ -147,6 +147,26 @@ def test_a_second_model_drafts(path: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("forced")
+def test_a_draft_that_is_loaded_here_keeps_to_what_the_model_was_given(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads, and memory for keys and values: what does not fit is not guessed, and the text is the same."""
+    long = PROMPT * 3  # in pages of 64
+    with pyllm.load(path, threads=1) as plain:
+        budget = 8 * plain._native.kv_page_bytes
+        expected = plain.generate(long, max_tokens=60, sampler=SAMPLERS[0], speculation=False).tokens
+    evaluated = count_passes(monkeypatch)
+    for pages, guesses in ((1, False), (8, True)):
+        with pyllm.load(path, threads=1, draft=path, kv_memory=budget) as model:
+            assert model._draft is not None
+            assert (model._draft.threads, model._draft.kv_memory) == (1, budget)
+            model._draft._native.limit_kv(pages)
+            evaluated.clear()
+            assert model.generate(long, max_tokens=60, sampler=SAMPLERS[0]).tokens == expected
+            assert any(1 < n <= 1 + LONGEST for n in evaluated) == guesses
+
+
+@pytest.mark.usefixtures("forced")
 def test_cancelling_with_a_draft_under_way(model: pyllm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     text = [*PROMPT, *model.generate(PROMPT, max_tokens=30, sampler=SAMPLERS[0], speculation=False).tokens]
     monkeypatch.setattr(model, "speculate", lambda wanted: Speculation(Oracle(text, [9])))
