@@ -58,7 +58,8 @@ class Grammar:
         space that JSON allows; False: one space after each comma and colon, as `json.dumps` writes. Keywords that
         llguidance does not know are an error, except where the schema says `"x-guidance": {"lenient": true}`. It keeps
         numbers as doubles: integers beyond 2**53 are an error in `const` and `enum`, and a bound between two doubles is
-        the nearer one that it allows.
+        the nearer one that it allows. An exclusive bound that is whole and less than 1 from the other one moves by some
+        millionths of that distance.
         """
         if isinstance(schema, type):
             schema = _pydantic_schema(schema)
@@ -155,13 +156,35 @@ _EXACT = 2**53
 _BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 #: Which way a bound may move: inwards.
 _INWARDS = {"minimum": math.inf, "exclusiveMinimum": math.inf, "maximum": -math.inf, "exclusiveMaximum": -math.inf}
+#: Exclusive bounds, and what may stand opposite.
+_OPPOSITE = {"exclusiveMinimum": ("maximum", "exclusiveMaximum"), "exclusiveMaximum": ("minimum", "exclusiveMinimum")}
+#: Decimals by which such a bound moves, beside its distance to the other one.
+_DECIMALS = 6
 
 
 def _as_doubles(schema: Any) -> Any:
     """A schema whose numbers survive being doubles, as llguidance keeps them; `GrammarError` for one that cannot."""
     if isinstance(schema, Mapping):
-        return {key: _value_as_doubles(key, value) for key, value in schema.items()}
+        return {key: _value_as_doubles(key, value) for key, value in _narrowed(schema).items()}
     return [_as_doubles(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
+
+
+def _narrowed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema with exclusive bounds that hold: llguidance writes whole ones that are less than 1 from the other, as 0
+    for more than 0 and at most 0.5.
+    """
+    moved = {}
+    for keyword, opposite in _OPPOSITE.items():
+        bound, others = schema.get(keyword), [schema.get(name) for name in opposite]
+        gaps = [abs(other - bound) for other in others if _is_number(other)] if _is_number(bound) else []
+        if gaps and 0 < min(gaps) < 1 and bound == int(bound):
+            step = 10.0 ** (math.floor(math.log10(min(gaps))) - _DECIMALS)
+            moved[keyword] = bound + math.copysign(step, _INWARDS[keyword])
+    return {**schema, **moved}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _value_as_doubles(keyword: str, value: Any) -> Any:

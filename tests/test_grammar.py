@@ -137,6 +137,43 @@ def test_bounds_beyond_what_doubles_hold(tiny: pyllm.Model, low: int, high: int)
         assert low <= json.loads(reply.text)["const"] <= high
 
 
+bounds = st.integers(-3, 3) | st.integers(-30, 30).map(lambda n: n / 8) | st.sampled_from([1e-10, -1e-6, 1 + 2**-20])
+NUMBERS = [f"{sign}{n}{end}" for sign in ("", "-") for n in range(5) for end in ("", ".0", ".125", ".5", ".00000001")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lower=st.sampled_from(["minimum", "exclusiveMinimum"]),
+    upper=st.sampled_from(["maximum", "exclusiveMaximum"]),
+    ends=st.tuples(bounds, bounds),
+)
+def test_bounds_of_numbers(lower: str, upper: str, ends: tuple[float, float]) -> None:
+    """llguidance itself writes 0 for more than 0 and at most 0.5."""
+    low, high = sorted(ends)
+    schema = {"type": "number", lower: low, upper: high}
+    try:
+        accepted = derived(Grammar.json_schema(schema), NUMBERS)
+    except GrammarError:  # nothing lies between
+        accepted = []
+    validator = jsonschema.Draft202012Validator(schema)
+    assert [text for text in accepted if not validator.is_valid(json.loads(text))] == []
+    inside = [n for n in range(-4, 5) if validator.is_valid(n)]
+    assert [n for n in inside if str(n) not in accepted] == []
+
+
+def derived(grammar: Grammar, texts: Sequence[str]) -> list[str]:
+    """Those that are texts of the grammar."""
+    tokenizer = llguidance.LLTokenizer("byte")
+    matcher = llguidance.LLMatcher(tokenizer, grammar._definition)
+    found = []
+    for text in texts:
+        tokens = tokenizer.tokenize_str(text)
+        if matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting():
+            found.append(text)
+        matcher.reset()
+    return found
+
+
 def test_white_space(tiny: pyllm.Model) -> None:
     """As json.dumps has it, or as the model likes it."""
     value = {"a": [1, {"b": None}, "c, d: e"], "f": {}}
