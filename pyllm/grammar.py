@@ -170,15 +170,16 @@ def _as_doubles(schema: Any) -> Any:
 
 
 def _narrowed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema with exclusive bounds that hold: llguidance writes whole ones that are less than 1 from the other, as 0
-    for more than 0 and at most 0.5.
+    """The schema with exclusive bounds that hold.
+
+    llguidance writes a whole one that is less than 1 from the other: 0 for more than 0 and at most 0.5.
     """
     moved = {}
     for keyword, opposite in _OPPOSITE.items():
         bound, others = schema.get(keyword), [schema.get(name) for name in opposite]
         gaps = [abs(other - bound) for other in others if _is_number(other)] if _is_number(bound) else []
         if gaps and 0 < min(gaps) < 1 and bound == int(bound):
-            step = 10.0 ** (math.floor(math.log10(min(gaps))) - _DECIMALS)
+            step = max(10.0 ** (math.floor(math.log10(min(gaps))) - _DECIMALS), math.ulp(bound))
             moved[keyword] = bound + math.copysign(step, _INWARDS[keyword])
     return {**schema, **moved}
 
