@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pyllm.errors import GrammarError, MissingLibraryError, TokenizerError
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from pyllm.generation import Draw, Logits
     from pyllm.sampling import SamplerState
     from pyllm.tokenizers import Tokenizer
@@ -176,15 +178,17 @@ def _narrowed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     moved = {}
     for keyword, opposite in _OPPOSITE.items():
-        bound, others = schema.get(keyword), [schema.get(name) for name in opposite]
-        gaps = [abs(other - bound) for other in others if _is_number(other)] if _is_number(bound) else []
-        if gaps and 0 < min(gaps) < 1 and bound == int(bound):
+        bound = schema.get(keyword)
+        if not _is_number(bound) or bound != int(bound):
+            continue
+        gaps = [abs(other - bound) for other in map(schema.get, opposite) if _is_number(other)]
+        if gaps and 0 < min(gaps) < 1:
             step = max(10.0 ** (math.floor(math.log10(min(gaps))) - _DECIMALS), math.ulp(bound))
             moved[keyword] = bound + math.copysign(step, _INWARDS[keyword])
     return {**schema, **moved}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
