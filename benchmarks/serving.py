@@ -153,7 +153,8 @@ def second_question(path: Path, threads: int, rounds: int) -> Figure:
 def speculation(model: pyllm.Model, rounds: int) -> list[Figure]:
     """With drafts against without: where text is copied, asked for, or new, greedy and at a temperature."""
     figures = []
-    for kind, texts in (("copy", COPIES), ("task", TASKS), ("free", FREE)):
+    tasks = TASKS if model.tokenizer and model.tokenizer.chat_template else {}
+    for kind, texts in (("copy", COPIES), ("task", tasks), ("free", FREE)):
         for (name, text), sampler in itertools.product(texts.items(), (GREEDY, Sampler(temperature=0.7, seed=1))):
 
             def run(

@@ -60,8 +60,8 @@ class Grammar:
         space that JSON allows; False: one space after each comma and colon, as `json.dumps` writes. Keywords that
         llguidance does not know are an error, except where the schema says `"x-guidance": {"lenient": true}`. It keeps
         numbers as doubles: integers beyond 2**53 are an error in `const` and `enum`, and a bound between two doubles is
-        the nearer one that it allows. An exclusive bound that is whole and less than 1 from the other one moves by some
-        millionths of that distance.
+        the nearer one that it allows. An exclusive bound that is whole and less than 1 from the other one, in the same
+        schema, moves by about a millionth of that distance.
         """
         if isinstance(schema, type):
             schema = _pydantic_schema(schema)
@@ -174,7 +174,8 @@ def _as_doubles(schema: Any) -> Any:
 def _narrowed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema with exclusive bounds that hold.
 
-    llguidance writes a whole one that is less than 1 from the other: 0 for more than 0 and at most 0.5.
+    llguidance writes a whole one that is less than 1 from the other: 0 for more than 0 and at most 0.5. Only bounds
+    side by side are seen, not those of `allOf`.
     """
     moved = {}
     for keyword, opposite in _OPPOSITE.items():
@@ -184,7 +185,8 @@ def _narrowed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
         gaps = [abs(other - bound) for other in map(schema.get, opposite) if _is_number(other)]
         if gaps and 0 < min(gaps) < 1:
             step = max(10.0 ** (math.floor(math.log10(min(gaps))) - _DECIMALS), math.ulp(bound))
-            moved[keyword] = bound + math.copysign(step, _INWARDS[keyword])
+            if step < min(gaps):
+                moved[keyword] = bound + math.copysign(step, _INWARDS[keyword])
     return {**schema, **moved}
 
 

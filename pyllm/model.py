@@ -109,7 +109,7 @@ def load(
     own; what does not fit there is not guessed.
     `prefix_cache`: bytes of keys and values that stay for prompts that begin like earlier ones, which then need not be
     read again; what was not used for longest goes first. 0 or None: none stay. Answers are the same to the bit.
-    `kv_memory`: bytes that keys and values may take in all, those of the prefix cache too, which make room for others.
+    `kv_memory`: bytes that its keys and values may take in all, the prefix cache's too, which make room for others.
     What does not fit raises `OutOfMemoryError`. None: as many as memory has.
     `adapters`: low-rank adapters (LoRA) that all sessions are evaluated with: paths, each alone or with a scale, for
     `Model.adapter`.

@@ -22,7 +22,8 @@ LONGEST = 16
 LOSS = 0.02
 #: Passes without a draft that are measured before the first one.
 MEASURED = 3
-#: What one more token costs, in parts of a pass, or a little more: so likely it must be, and so much it may lose.
+#: What a drafted token costs, in parts of a pass of one: about the most that processors ask for one more in a pass. A
+#: copied token must be as likely as that to come.
 PRICE = 0.4
 #: Of the places that read alike, how many are looked at, and how many tokens before each; and how many are copied from
 #: behind the best one, at most.
@@ -31,6 +32,10 @@ PLACES, ALIKE, MOST_COPIED = 16, 8, 12
 
 class Drafter(Protocol):
     """Something with an idea of what comes next."""
+
+    def begin(self, text: Sequence[int], poll: Callable[[], bool]) -> None:
+        """Get to know the text so far. Called once, before anything is proposed."""
+        ...
 
     def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
         """At most `most` tokens that may follow `text`, which is that of the last call and more.
@@ -43,9 +48,9 @@ class Drafter(Protocol):
 class Speculation:
     """Asks a drafter as long as that pays, by the clock: a pass with a draft must cost less than the passes it saves.
 
-    What drafts may lose in all is LOSS of the time spent, and none is longer than what is left of that covers, gains
-    included: the first are of one token. While others share the passes there are no drafts: the room is better used for
-    their tokens.
+    What drafts may lose in all is LOSS of the time spent behind the prompt, gains included. While something is left of
+    that, a draft has one token, and more as far as it covers them. While others share the passes there are no drafts:
+    the room is better used for their tokens.
     """
 
     def __init__(self, drafter: Drafter) -> None:
@@ -55,7 +60,7 @@ class Speculation:
         self._drafted = 0  # tokens of the pass that was asked for last
         self._cost = 0.0  # seconds of that pass and its draft
         self._alone = True
-        self._given_up = False
+        self._begun, self._given_up = False, False
 
     def draft(self, text: Sequence[int], right: int, poll: Callable[[], bool]) -> Sequence[int]:
         """A guess at what follows `text`; `right`: how many tokens of the last one have come."""
@@ -65,14 +70,21 @@ class Speculation:
         most = self._most()
         if not most:
             return ()
-        started = time.perf_counter()
         try:
+            if not self._begun:
+                self._drafter.begin(text, poll)  # a prompt's time counts on neither side
+                self._begun = True
+            started = time.perf_counter()
             drafted = self._drafter.propose(text, most, poll)
         except (OutOfMemoryError, ClosedError):  # of a smaller model: the text goes on without
             self._given_up = True
             return ()
+        seconds = time.perf_counter() - started
         self._drafted = len(drafted)
-        self._cost = time.perf_counter() - started
+        if drafted:
+            self._cost = seconds
+        else:
+            self._lost += seconds
         return drafted
 
     def passed(self, seconds: float, alone: bool) -> None:
@@ -109,13 +121,16 @@ class PromptLookup:
         self._read = 0
         self._source = 0  # the place of the token that is foreseen
         self._alike = 0  # tokens before it that are those at the end of the text; 0: none is foreseen
-        # By that number: how often the next one came too, of how many. To begin with, as if all but one of them had.
+        # By that number, 2 at least: how often the next one came too, of how many. At first as if of n + 1 one had not.
         self._seen = [[n, n + 1] for n in range(1 + ALIKE)]
+
+    def begin(self, text: Sequence[int], poll: Callable[[], bool]) -> None:
+        """A prompt is there to be copied from; nothing is learnt from what it repeats."""
+        self._index(text)
 
     def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
         """What followed the place that the text is like now."""
-        if self._read:  # the prompt is there to be copied, not to be foreseen
-            self._learn(text)
+        self._learn(text)
         self._index(text)
         if self._alike < ALIKE:
             self._search(text)
@@ -178,11 +193,19 @@ class SmallerModel:
         self._session: Session | None = None
         self._length = LONGEST // 4
         self._last: Sequence[int] = ()
-        self._at = 0  # where the last draft began
+        self._at = 0  # how long the text was before it
+
+    def begin(self, text: Sequence[int], poll: Callable[[], bool]) -> None:
+        """Read all but the last token, whose logits are wanted."""
+        self._session, self._at = self._open(), len(text)
+        if 1 < len(text) <= self._session.context_length:
+            self._session.ask(text[:-1], poll)
+            self._session.answer()
 
     def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
         """Its continuation: longer where the last one was right, shorter where it was not."""
-        session = self._session = self._session or self._open()
+        session = self._session
+        assert session is not None
         came = text[self._at : self._at + len(self._last)]
         right = next((i for i, token in enumerate(came) if token != self._last[i]), len(came))
         if self._last:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from crossing import Crossing
+    from crossing import Half
 
     from pyllm.catalogue import Entry
 
@@ -71,16 +71,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def crossing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crossing | None]:
-    """What compilers and emulators do beside the tests, from the first of them on, where one asks for it."""
-    if not any("crossing" in item.fixturenames and item.path.name == "test_cross.py" for item in request.session.items):
-        yield None
-        return
-    from crossing import Crossing
+def _beside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Half]]:
+    """What compilers and emulators do beside the tests from the first one on, where tests want it: see `crossing`."""
+    from crossing import Half, other_machine, this_compiler
 
-    process = Crossing(tmp_path_factory.mktemp("crossing"))
-    yield process
-    process.stop()
+    wanted = {name for item in request.session.items if item.path.name == "test_cross.py" for name in item.fixturenames}
+    other, halves = other_machine(), {}
+    if "probe_here" in wanted and this_compiler():
+        halves["here"] = Half("here", tmp_path_factory.mktemp("here"))
+    if "probe_there" in wanted and other and not other.missing:
+        halves["there"] = Half("there", tmp_path_factory.mktemp("there"))
+    yield halves
+    for half in halves.values():
+        half.stop()
 
 
 @pytest.fixture(scope="session")

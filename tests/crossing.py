@@ -1,6 +1,6 @@
 """Builds and runs cross/law1_probe.c for this machine and an emulated other one, beside the tests that compare.
 
-Compilers and emulators take two minutes of a core, and most tests leave one idle: a process of the lowest priority does
+Compilers and emulators take two minutes of a core, and most tests leave one idle: processes of the lowest priority do
 it meanwhile, so that test_cross.py, the last file, finds the results.
 """
 
@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ CROSS = ROOT / "tests" / "cross"
 # The flags of csrc/ffi_build.py that decide about rounding, and -O3 since the optimiser must not change a bit either.
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-w"]
 INCLUDE = f"-I{ROOT / 'csrc'}"
-LONGEST = 600  # seconds of one command
+LONGEST = 600  # seconds of one command, on cores that others keep busy
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Other:
 
     @property
     def runs(self) -> list[tuple[str, str]]:
-        """Processors and levels: every level of the first, which is what code for the others is compiled to as well;
-        of the others the best, to see that they know all its instructions.
+        """Processors and levels: every level of the first, and of the others the best, to see that they know all of its
+        instructions. What it computes there the first one did at the same level.
         """
         (first, levels), *others = self.processors.items()
         return [*((first, level) for level in (*reversed(levels), "-")), *((name, best[0]) for name, best in others)]
@@ -82,27 +83,27 @@ def by_avx512() -> bool:
 # ---- the tests' side -------------------------------------------------------------------------------------------------
 
 
-class Crossing:
-    """The process that builds and runs, and what it found."""
+class Half:
+    """A process that builds and runs the probe for this machine ("here") or the other one ("there")."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
         self._folder = folder
         self._log = folder / "log"
-        flags = ["-DPL_AVXVNNI_BY_AVX512"] if by_avx512() else []
         with self._log.open("w") as log:
-            command = [sys.executable, __file__, str(folder), *flags]
-            self._process = subprocess.Popen(command, stderr=log, start_new_session=True)
+            command = [sys.executable, __file__, name, str(folder)]
+            environment = {**os.environ, "TMPDIR": str(folder)}  # compilers that are killed leave files there
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, env=environment)
 
     def output(self, name: str) -> str:
-        """What the probe printed, once it has. Raises AssertionError where something failed."""
+        """What a run of the probe printed, once all have. Raises `AssertionError` where something failed."""
         assert self._process.wait(4 * LONGEST) == 0, self._log.read_text()
         return (self._folder / name).read_text()
 
     def stop(self) -> None:
-        """The tests are over."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        """The tests are over: it ends where its input does, as when they are killed."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 # ---- the process -----------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ class Crossing:
 
 def run(command: list[str]) -> str:
     """What it prints. Raises `RuntimeError` with its complaint where it fails."""
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+    finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONGEST)
     if finished.returncode:
         raise RuntimeError(f"{shlex.join(command)}: {finished.returncode}\n{finished.stderr}")
     return finished.stdout
@@ -133,18 +134,32 @@ def at_once(commands: list[list[str]]) -> list[str]:
         return list(pool.map(run, commands))
 
 
-def main(folder: Path, *flags: str) -> None:
-    """Everything, into `folder`: "here", and for each run of the other machine "processor-level"."""
-    os.nice(19)
-    compiler, other = this_compiler(), other_machine()
-    if compiler:
-        (folder / "here").write_text(run(build([*compiler, *flags], folder / "probe")))
-    if other and not other.missing:
-        program = build([other.compiler], folder / "other", "-static")
-        outputs = at_once([[other.emulator, "-cpu", name, *program, level] for name, level in other.runs])
-        for (name, level), output in zip(other.runs, outputs, strict=True):
-            (folder / f"{name}-{level}").write_text(output)
+def here(folder: Path) -> None:
+    """What the probe prints on this machine, as folder/here."""
+    compiler = this_compiler()
+    assert compiler
+    flags = ["-DPL_AVXVNNI_BY_AVX512"] if by_avx512() else []
+    (folder / "here").write_text(run(build([*compiler, *flags], folder / "probe")))
+
+
+def there(folder: Path) -> None:
+    """What it prints on the processors of the other machine, as folder/PROCESSOR-LEVEL."""
+    other = other_machine()
+    assert other
+    program = build([other.compiler], folder / "probe", "-static")
+    outputs = at_once([[other.emulator, "-cpu", name, *program, level] for name, level in other.runs])
+    for (name, level), output in zip(other.runs, outputs, strict=True):
+        (folder / f"{name}-{level}").write_text(output)
+
+
+def end_with_the_tests() -> None:
+    """With all that was started: the input is a pipe whose other end they hold."""
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    os.setpgrp()  # no session of its own: Linux would weigh that against the others', whatever its priority
+    os.nice(19)
+    threading.Thread(target=end_with_the_tests, daemon=True).start()
+    {"here": here, "there": there}[sys.argv[1]](Path(sys.argv[2]))

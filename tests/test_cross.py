@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from crossing import CROSS, FLAGS, INCLUDE, ROOT, Crossing, Other, by_avx512, other_machine, run, this_compiler
+from crossing import CROSS, FLAGS, INCLUDE, ROOT, Half, Other, by_avx512, other_machine, run, this_compiler
 
 from pyllm import _core
 
@@ -53,9 +53,9 @@ def compiler() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def here(compiler: list[str], crossing: Crossing) -> str:
+def probe_here(compiler: list[str], _beside: dict[str, Half]) -> str:
     """What the probe prints on this machine."""
-    return crossing.output("here")
+    return _beside["here"].output("here")
 
 
 @pytest.fixture(scope="module")
@@ -68,31 +68,37 @@ def other() -> Other:
     return other
 
 
+@pytest.fixture(scope="module")
+def probe_there(other: Other, _beside: dict[str, Half]) -> Half:
+    """The probe on the other machine."""
+    return _beside["there"]
+
+
 def disagreements(hashes: Hashes) -> dict[str, set[str]]:
     """The subjects that break law 1."""
     return {subject: digests for subject, digests in by_subject(hashes).items() if len(digests) > 1}
 
 
-def test_every_level_of_this_machine_gives_the_same_bits(here: str) -> None:
-    levels, hashes = levels_of(here), hashes_of(here)
+def test_every_level_of_this_machine_gives_the_same_bits(probe_here: str) -> None:
+    levels, hashes = levels_of(probe_here), hashes_of(probe_here)
     assert levels[-1] == "scalar"
     subjects = {level: {subject for subject, at in hashes if at == level} for level in levels}
     assert all(subjects[level] == subjects["scalar"] for level in levels)
     assert disagreements(hashes) == {}
 
 
-def test_the_probe_computes_each_subject(here: str) -> None:
-    subjects = by_subject(hashes_of(here))
+def test_the_probe_computes_each_subject(probe_here: str) -> None:
+    subjects = by_subject(hashes_of(probe_here))
     some = {"expf", "log", "matmul/0", "quantize", "softmax", "activate", "values/IQ3_S", "model/Q4_K", "model/experts"}
     assert some <= subjects.keys()
     assert len(set().union(*subjects.values())) == len(subjects)  # equal hashes of two would mean an empty result
 
 
-def test_another_machine_agrees_bit_for_bit(here: str, other: Other, crossing: Crossing) -> None:
+def test_another_machine_agrees_bit_for_bit(probe_here: str, other: Other, probe_there: Half) -> None:
     """Each level of its best processor, and the best level of each lesser one."""
-    expected = hashes_of(here)
+    expected = hashes_of(probe_here)
     for processor, level in other.runs:
-        there = crossing.output(f"{processor}-{level}")
+        there = probe_there.output(f"{processor}-{level}")
         assert levels_of(there) == other.processors[processor]
         hashes = hashes_of(there)
         assert {at for _, at in hashes} == {level}
@@ -108,9 +114,9 @@ on_x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-VNNI 
 
 @on_x86_64
 @pytest.mark.skipif(not BY_AVX512, reason="needs AVX-512, and no AVX-VNNI, which any test of levels then covers")
-def test_avxvnni_stands_between_avx512_and_avx2(here: str) -> None:
+def test_avxvnni_stands_between_avx512_and_avx2(probe_here: str) -> None:
     """And with the test above: has the bits of both."""
-    assert levels_of(here) == ["avx512", "avxvnni", "avx2", "scalar"]
+    assert levels_of(probe_here) == ["avx512", "avxvnni", "avx2", "scalar"]
 
 
 @on_x86_64

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from bits import Array
 from tinygguf import Q8_0, Shape, tiny_llama
 
 import pyllm
-from pyllm import Sampler
+from pyllm import Sampler, speculation
 from pyllm.ahead import SHORT_PASS
-from pyllm.speculation import LONGEST, LOSS, MEASURED, MOST_COPIED, PromptLookup, Speculation
+from pyllm.speculation import LONGEST, LOSS, MEASURED, MOST_COPIED, PromptLookup, SmallerModel, Speculation
 
 VOCAB, CONTEXT = 300, 512
 PROMPT: list[int] = np.random.default_rng(0).integers(3, VOCAB, 40).tolist()
@@ -43,6 +44,9 @@ class Oracle:
     def __init__(self, text: Sequence[int], wrong: Sequence[int]) -> None:
         self.text = list(text)
         self.wrong = itertools.cycle(wrong)
+
+    def begin(self, text: Sequence[int], poll: Callable[[], bool]) -> None:
+        """It knows the text."""
 
     def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
         at, right = len(text), next(self.wrong)
@@ -141,7 +145,7 @@ def test_a_second_model_drafts(path: Path, tmp_path: Path, monkeypatch: pytest.M
         with pyllm.load(path, threads=1, draft=plain) as model:
             evaluated = count_passes(monkeypatch)
             assert model.generate(PROMPT, max_tokens=100, sampler=SAMPLERS[0]).tokens == expected
-            assert sum(1 for n in evaluated if n > 4) >= 4  # drafts that were right grow
+            assert max(evaluated[2:]) > 1 + LONGEST // 4  # drafts that were right grow
     with pytest.raises(ValueError, match=f"{VOCAB + 1} tokens, and the model {VOCAB}"):
         pyllm.load(path, draft=foreign)
 
@@ -260,6 +264,9 @@ class Clock:
         self.seconds, self.tokens = 0.0, 0
         self.drafts: list[int] = []  # how long each was
 
+    def begin(self, text: Sequence[int], poll: Callable[[], bool]) -> None:
+        """There is nothing to read."""
+
     def propose(self, text: Sequence[int], most: int, poll: Callable[[], bool]) -> Sequence[int]:
         return [1] * min(self.length, most)
 
@@ -305,6 +312,58 @@ def test_drafts_that_are_right_but_too_slow_stop() -> None:
     clock = Clock(right=8, length=8, cost=1.5)
     clock.run(4000, 0.01)
     assert clock.seconds < 0.01 * 4000 / (1 - LOSS) + 0.01 * (1.5 + 1)
+
+
+class ClockedModel:
+    """A session of a smaller model that is right up to position `until`, and its passes' time by a made-up clock."""
+
+    def __init__(self, until: int, reading: float, drafting: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.until, self.reading, self.drafting = until, reading, drafting
+        self.seconds, self.position, self.context_length = 0.0, 0, 100_000
+        monkeypatch.setattr(speculation.time, "perf_counter", lambda: self.seconds)
+
+    def truncate(self, position: int) -> None:
+        self.position = position
+
+    def ask(self, tokens: Sequence[int], poll: Callable[[], bool]) -> None:
+        self.seconds += self.drafting + self.reading * (len(tokens) - 1)
+        self.position += len(tokens)
+
+    def answer(self) -> Array:
+        return np.eye(2, dtype=np.float32)[0 if self.position <= self.until else 1]
+
+    def generate(self, prompt: int, tokens: int, plain: float, more: float) -> list[int]:
+        """How long the drafts were, while the large model says 0 for ever."""
+        drafter, right, drafts, start = Speculation(SmallerModel(lambda: cast(Any, self))), 0, [], prompt
+        while prompt < start + tokens:
+            draft = drafter.draft([0] * prompt, right, never)
+            seconds = plain + more * len(draft)
+            self.seconds += seconds
+            right = next((i for i, token in enumerate(draft) if token), len(draft))
+            prompt += right + 1
+            drafter.passed(seconds, True)
+            drafts.append(len(draft))
+        return drafts
+
+
+@pytest.mark.parametrize("prompt", [1, 50, 200, 1000])
+def test_a_smaller_model_that_is_right_goes_on(prompt: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes to read the prompt, which counts on neither side."""
+    model = ClockedModel(10_000, reading=0.0004, drafting=0.0015, monkeypatch=monkeypatch)
+    drafts = model.generate(prompt, 2000, plain=0.01, more=0.002)
+    assert drafts[MEASURED] == 1
+    assert max(drafts) == LONGEST
+    assert model.seconds - 0.0004 * prompt < 2000 * 0.01 / 2
+
+
+def test_a_smaller_model_that_is_wrong_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its drafts become short where it errs, and then rare."""
+    model = ClockedModel(300, reading=0.0004, drafting=0.0015, monkeypatch=monkeypatch)
+    drafts = model.generate(100, 2000, plain=0.01, more=0.002)
+    assert max(drafts) == LONGEST
+    assert set(drafts[100:]) == {0, 1}
+    assert 0 < sum(drafts[-1000:]) < 200
+    assert model.seconds - 0.0004 * 102 < 2000 * 0.01 / (1 - LOSS)
 
 
 def test_none_where_tokens_come_at_once_or_others_wait() -> None:
