@@ -27,7 +27,7 @@ MEASURED = 3
 PRICE = 0.4
 #: Of the places that read alike, how many are looked at, and how many tokens before each; and how many are copied from
 #: behind the best one, at most.
-PLACES, ALIKE, MOST_COPIED = 16, 8, 12
+PLACES, ALIKE, MOST_COPIED = 16, 8, 7
 
 
 class Drafter(Protocol):
