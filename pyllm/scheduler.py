@@ -50,9 +50,9 @@ MOST_SEQUENCES = 64
 PATIENCE, LONGEST_PATIENCE = 0.5, 0.01
 #: Seconds for which one that got an answer counts as company.
 RECENT = 0.5
-#: Seconds without any progress after which a sequence has to give its memory to others; or is refused, where there is
-#: no company either.
-RELIEF = 0.1
+#: Seconds without any progress after which a sequence has to give its memory to others; and after which it is refused,
+#: where there is no company either: a thread that is about to join, or to end, may hold memory and be kept from it.
+RELIEF, REFUSAL = 0.1, 0.5
 #: Seconds after which a waiting thread looks around by itself, and after which a leader without a sign of life is no
 #: longer waited for: Ctrl-C may end one at any point.
 NAP, SILENCE = 0.1, 5.0
@@ -484,13 +484,14 @@ class Scheduler:
         """Nobody can go on: wait for memory that others give back, and then find it among those that wait."""
         self._rest(call, RELIEF / 10)
         short = [seat for seat in tuple(self._waiting) if seat.short is not None and not seat.busy]
-        if not short or time.monotonic() - max(self._progress, call.began) < RELIEF:
+        idle = time.monotonic() - max(self._progress, call.began)
+        if not short or idle < RELIEF:
             return
         oldest, *others = sorted(short, key=lambda seat: seat.born)
         youngest = next((seat for seat in reversed(others) if seat.session.position > 0), None)
         if youngest is not None:
             self._take_memory(youngest)
-        elif self._in_company():
+        elif idle < REFUSAL or self._in_company():
             return  # one that is away may end, or come back and be asked for its memory
         else:
             oldest.short, oldest.refused = None, True  # one last try

@@ -28,6 +28,7 @@ from tinygguf import Q8_0, Shape, tiny_llama
 import pyllm
 from pyllm import Sampler, batching, scheduler
 from pyllm._core import NativeModel
+from pyllm.prefixes import Prefixes
 
 VOCAB, CONTEXT = 300, 1024
 GREEDY = Sampler.greedy()
@@ -566,6 +567,38 @@ def test_where_memory_is_short_texts_wait_for_each_other(
         while model.prefixes.make_room():
             pass
         assert model._native.kv_pages == 0
+
+
+@pytest.mark.parametrize("where", ["before the first pass", "behind the last one"])
+def test_a_thread_that_is_slow_to_join_or_to_end(path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds meanwhile comes back: nobody is refused for it."""
+    long, other = (np.random.default_rng(i).integers(3, VOCAB, 250).tolist() for i in (1, 2))
+    with pyllm.load(path, threads=1) as model:
+        expected = [model.generate(prompt, max_tokens=9, sampler=GREEDY).tokens for prompt in (long, other)]
+        page_bytes = model._native.kv_page_bytes
+    with pyllm.load(path, threads=1, kv_memory=6 * page_bytes, speculation=False) as model:
+        model.generate(long, max_tokens=1, sampler=GREEDY).tokens  # noqa: B018
+        held = threading.Event()
+
+        def slow(method: Any) -> Any:
+            def wait_behind(*arguments: Any, **options: Any) -> Any:
+                result = method(*arguments, **options)
+                if threading.current_thread() is first:
+                    held.set()
+                    time.sleep(3 * scheduler.RELIEF)
+                return result
+
+            return wait_behind
+
+        name = {"before the first pass": "find", "behind the last one": "keep"}[where]
+        monkeypatch.setattr(Prefixes, name, slow(getattr(Prefixes, name)))
+        found: list[list[int]] = []
+        first = threading.Thread(target=lambda: found.append(model.generate(long, max_tokens=9, sampler=GREEDY).tokens))
+        first.start()
+        assert held.wait(20)
+        assert model.generate(other, max_tokens=9, sampler=GREEDY).tokens == expected[1]
+        first.join()
+        assert found == expected[:1]
 
 
 def test_memory_may_be_given_up_twice(model: pyllm.Model) -> None:
