@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,18 +157,18 @@ def speculation(model: pyllm.Model, rounds: int) -> list[Figure]:
     tasks = TASKS if model.tokenizer and model.tokenizer.chat_template else {}
     for kind, texts in (("copy", COPIES), ("task", tasks), ("free", FREE)):
         for (name, text), sampler in itertools.product(texts.items(), (GREEDY, Sampler(temperature=0.7, seed=1))):
-
-            def run(
-                drafts: bool, asked: bool = kind == "task", text: str = text, sampler: Sampler = sampler
-            ) -> list[list[int]]:
-                options: dict[str, Any] = {"max_tokens": 160, "sampler": sampler, "speculation": drafts}
-                if asked:
-                    return [model.chat([{"role": "user", "content": text}], **options).tokens]
-                return [model.generate(text, **options).tokens]
-
+            write = partial(written, model, text, kind == "task", sampler)
             label = f"drafts, {kind} {name}, temperature {sampler.temperature}"
-            figures.append(compare(label, lambda run=run: run(False), lambda run=run: run(True), rounds))
+            figures.append(compare(label, partial(write, False), partial(write, True), rounds))
     return figures
+
+
+def written(model: pyllm.Model, text: str, asked: bool, sampler: Sampler, drafts: bool) -> list[list[int]]:
+    """What the model writes behind `text`, or in answer to it."""
+    options: dict[str, Any] = {"max_tokens": 160, "sampler": sampler, "speculation": drafts}
+    if asked:
+        return [model.chat([{"role": "user", "content": text}], **options).tokens]
+    return [model.generate(text, **options).tokens]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ _BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "def
 _INWARDS = {"minimum": math.inf, "exclusiveMinimum": math.inf, "maximum": -math.inf, "exclusiveMaximum": -math.inf}
 #: Exclusive bounds, and what may stand opposite.
 _OPPOSITE = {"exclusiveMinimum": ("maximum", "exclusiveMaximum"), "exclusiveMaximum": ("minimum", "exclusiveMinimum")}
-#: Decimals by which such a bound moves, beside its distance to the other one.
+#: By how many decimals less than its distance to the other one such a bound moves.
 _DECIMALS = 6
 
 

@@ -192,8 +192,8 @@ class SmallerModel:
         self._open = open_session
         self._session: Session | None = None
         self._length = LONGEST // 4
-        self._last: Sequence[int] = ()
-        self._at = 0  # how long the text was before it
+        self._last: Sequence[int] = ()  # what it drafted last
+        self._at = 0  # and behind how many tokens of the text
 
     def begin(self, text: Sequence[int], poll: Callable[[], bool]) -> None:
         """Read all but the last token, whose logits are wanted."""
